@@ -1,0 +1,68 @@
+//! What goes wrong with storage, and how bad it is.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// What a caller can do about an error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// No room, or a quota is used up: it may pass.
+    Full,
+    /// The device failed, or a sync did. What was written is not to be trusted, by anyone in this
+    /// process, until it has been read again.
+    Failed,
+    /// There is no such file.
+    Missing,
+    /// The name is taken.
+    Exists,
+    /// Another process holds the lock.
+    Locked,
+    /// Anything else: rights, kinds of files, limits.
+    Other,
+}
+
+/// A call to the file system that did not succeed.
+#[derive(Debug, Error)]
+#[error("cannot {verb} {}: {source}", path.display())]
+pub struct DiskError {
+    verb: &'static str,
+    path: PathBuf,
+    trouble: Trouble,
+    source: io::Error,
+}
+
+impl DiskError {
+    /// An error of the call that `verb` names ("open", "write") on `path`.
+    pub fn new(verb: &'static str, path: &Path, source: io::Error) -> Self {
+        let trouble = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Trouble::Full,
+            io::ErrorKind::NotFound => Trouble::Missing,
+            io::ErrorKind::AlreadyExists => Trouble::Exists,
+            _ if source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => Trouble::Failed,
+            _ => Trouble::Other,
+        };
+        Self { verb, path: path.to_owned(), trouble, source }
+    }
+
+    /// The same with the class of trouble given: a sync that failed for want of room has failed.
+    pub fn of(trouble: Trouble, verb: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { verb, path: path.to_owned(), trouble, source }
+    }
+
+    /// What can be done about it.
+    pub const fn trouble(&self) -> Trouble {
+        self.trouble
+    }
+
+    /// The file or directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the operating system said.
+    pub const fn io(&self) -> &io::Error {
+        &self.source
+    }
+}

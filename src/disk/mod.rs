@@ -1,0 +1,236 @@
+//! The only module that creates, syncs, renames, removes and locks.
+//!
+//! Everything walhold promises about durability rests on the order of these calls, so they stand
+//! in one place, behind one port, and a simulated disk can take the place of the real one and be
+//! cut off after every call. `clippy.toml` keeps the rest of the program from going round it.
+
+mod buffer;
+mod error;
+mod real;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::Path;
+
+pub use buffer::AlignedBuf;
+pub use error::{DiskError, Trouble};
+pub use real::Real;
+
+/// What direct I/O aligns memory, offsets and lengths to. Every file system that has direct I/O
+/// accepts 4 KiB.
+pub const BLOCK: usize = 4096;
+
+/// Proof that a sync returned without an error: what had been written to that file, or entered in
+/// that directory, before the call survives a power cut. Only this module can make one.
+#[derive(Debug)]
+#[must_use = "a sync is made for what it proves"]
+pub struct Synced(());
+
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// To read, through the page cache.
+    Read,
+    /// To read what the device holds rather than what the page cache remembers, where the file
+    /// system can. After a failed sync the two may differ.
+    ReadDirect,
+    /// To read and write in place, direct where the file system can.
+    WriteDirect,
+}
+
+/// How the blocks of a new file of full size come to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fill {
+    /// Space is reserved and reads as zeros: no delay, but each later sync has to record which
+    /// blocks are now in use.
+    Reserve,
+    /// Zeros are written out, so that later syncs move data alone. Takes as long as the writing.
+    Zeros,
+}
+
+/// The kind of a directory entry; links are not followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EntryKind {
+    /// A plain file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link, socket, pipe or device.
+    Other,
+}
+
+/// A name in a directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// The name alone, without the directory.
+    pub name: OsString,
+    /// What it is.
+    pub kind: EntryKind,
+}
+
+/// What is known of a file by its path, links followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Meta {
+    /// Size in bytes.
+    pub len: u64,
+    /// What it is.
+    pub kind: EntryKind,
+}
+
+/// An open file. Errors carry the path.
+pub trait File: Send + fmt::Debug {
+    /// What memory, offset and length of a transfer must be a multiple of: [`BLOCK`] for direct
+    /// I/O, else 1.
+    fn alignment(&self) -> usize;
+
+    /// Reads until `into` is full or the file ends; the number of bytes read.
+    ///
+    /// # Errors
+    /// When the device or the file system says so.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize, DiskError>;
+
+    /// Hands all of `bytes` to the kernel. Nothing is durable before [`File::sync`].
+    ///
+    /// # Errors
+    /// When it cannot; part of the bytes may have been written.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError>;
+
+    /// Size in bytes.
+    ///
+    /// # Errors
+    /// When the file system says so.
+    fn len(&self) -> Result<u64, DiskError>;
+
+    /// Makes data and size durable. A failed sync is final, for the kernel may then drop what it
+    /// could not write and report success the next time: the file is consumed.
+    ///
+    /// # Errors
+    /// When any of what was written may be lost.
+    fn sync(self: Box<Self>) -> Result<(Box<dyn File>, Synced), DiskError>;
+}
+
+/// A directory tree in which things are made durable.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Makes a new, empty, buffered file. It fails if the name is taken. The entry is not durable
+    /// until the directory is synced, by [`Disk::publish`] or [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// When the name exists or the file cannot be made.
+    fn create(&self, path: &Path, mode: u32) -> Result<Box<dyn File>, DiskError>;
+
+    /// Makes a new file of `len` zero bytes, open as [`Access::WriteDirect`]; it and its entry are
+    /// durable on return. It fails if the name is taken.
+    ///
+    /// # Errors
+    /// When the name exists, there is no room, or a sync fails.
+    fn create_zeroed(&self, path: &Path, len: u64, fill: Fill, mode: u32)
+    -> Result<(Box<dyn File>, Synced), DiskError>;
+
+    /// Opens a file that exists.
+    ///
+    /// # Errors
+    /// When it does not, or may not be opened so.
+    fn open(&self, path: &Path, access: Access) -> Result<Box<dyn File>, DiskError>;
+
+    /// Gives a file its final name in the same directory, replacing what bears it: syncs the file,
+    /// renames it, syncs the directory.
+    ///
+    /// # Errors
+    /// When any of the three fails; the new name may or may not be there then.
+    fn publish(&self, file: Box<dyn File>, from: &Path, to: &Path) -> Result<Synced, DiskError>;
+
+    /// Renames within a directory, replacing what bears the name; not durable until
+    /// [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// When it cannot.
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError>;
+
+    /// Removes a file's name. Not durable until [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// When it cannot, also when there is no such file.
+    fn remove(&self, path: &Path) -> Result<(), DiskError>;
+
+    /// Removes a directory and all in it, following no link.
+    ///
+    /// # Errors
+    /// When it cannot; part of it may be gone.
+    fn remove_tree(&self, path: &Path) -> Result<(), DiskError>;
+
+    /// Makes one directory, durable on return. It fails if the name is taken.
+    ///
+    /// # Errors
+    /// When the name exists or the parent does not.
+    fn make_dir(&self, path: &Path, mode: u32) -> Result<Synced, DiskError>;
+
+    /// Makes a directory and those above it that are missing, all durable on return.
+    ///
+    /// # Errors
+    /// When one of them cannot be made or synced.
+    fn make_dirs(&self, path: &Path, mode: u32) -> Result<Synced, DiskError>;
+
+    /// Makes a symbolic link at `path`; durable with its directory.
+    ///
+    /// # Errors
+    /// When the name exists or links cannot be made here.
+    fn symlink(&self, target: &Path, path: &Path) -> Result<(), DiskError>;
+
+    /// Sets the permission bits, and the owner where one is given (user and group number).
+    ///
+    /// # Errors
+    /// When we may not.
+    fn set_access(&self, path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<(), DiskError>;
+
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// When any of them may be lost.
+    fn sync_dir(&self, path: &Path) -> Result<Synced, DiskError>;
+
+    /// Makes all that was written on the file system of `path` durable, names included.
+    ///
+    /// # Errors
+    /// When any of it may be lost.
+    fn sync_filesystem(&self, path: &Path) -> Result<Synced, DiskError>;
+
+    /// The names in a directory, in no order.
+    ///
+    /// # Errors
+    /// When any part of the listing fails: a short list is never given for a whole one.
+    fn list(&self, path: &Path) -> Result<Vec<Entry>, DiskError>;
+
+    /// What is known of a file; `None` if nothing bears the name.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    fn metadata(&self, path: &Path) -> Result<Option<Meta>, DiskError>;
+
+    /// Bytes an unprivileged user can still write to the file system of `path`.
+    ///
+    /// # Errors
+    /// When the file system does not say.
+    fn available(&self, path: &Path) -> Result<u64, DiskError>;
+
+    /// Takes the exclusive advisory lock on a file, which is made if it is missing, and writes
+    /// `note` into it for whoever finds it taken.
+    ///
+    /// # Errors
+    /// [`Trouble::Locked`] with the holder's note if it is taken.
+    fn lock(&self, path: &Path, note: &str) -> Result<Lock, DiskError>;
+
+    /// Takes the lock on a file that exists for as long as it is only read: any number of readers,
+    /// or one that took [`Disk::lock`]. Needs no right to write.
+    ///
+    /// # Errors
+    /// [`Trouble::Locked`] with the holder's note if it is taken for writing.
+    fn lock_shared(&self, path: &Path) -> Result<Lock, DiskError>;
+}
+
+/// An advisory lock, let go when dropped or when the process ends in any way.
+#[derive(Debug)]
+pub struct Lock {
+    // Held for its open file description, to which the lock belongs.
+    #[allow(dead_code, reason = "the lock lives as long as the handle")]
+    file: Option<std::fs::File>,
+}

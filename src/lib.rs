@@ -1,0 +1,4 @@
+//! walhold: a PostgreSQL backup that can be proved.
+
+pub mod disk;
+pub mod wal;

@@ -1,0 +1,14 @@
+//! Write-ahead log as bytes and names: positions, timelines, segments, history files, and the
+//! verifier that follows records from page to page. Pure: no file, socket or clock.
+
+mod history;
+mod position;
+mod segment;
+
+pub use history::{History, HistoryError, HistoryFile, Switch};
+pub use position::{Lsn, ParseLsnError, Pos, TimelineId};
+pub use segment::{ParseSegmentSizeError, Segment, SegmentSize};
+
+/// Size in bytes of a WAL page (`XLOG_BLCKSZ`; every packaged server uses this value, and the
+/// long page header repeats it).
+pub const PAGE: u64 = 8192;
