@@ -1,1 +1,3 @@
+//! Real servers.
+
 fn main() {}

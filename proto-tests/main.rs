@@ -1,1 +1,1 @@
-
+//! Scripted peers and captured bytes.

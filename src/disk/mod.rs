@@ -99,7 +99,7 @@ pub trait File: Send + fmt::Debug {
     ///
     /// # Errors
     /// When the file system says so.
-    fn len(&self) -> Result<u64, DiskError>;
+    fn size(&self) -> Result<u64, DiskError>;
 
     /// Makes data and size durable. A failed sync is final, for the kernel may then drop what it
     /// could not write and report success the next time: the file is consumed.

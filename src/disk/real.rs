@@ -1,5 +1,7 @@
 //! The operating system's file systems, and the same without syncs.
 
+#![allow(clippy::disallowed_methods, reason = "the one place for them")]
+
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
@@ -75,7 +77,7 @@ impl File for RealFile {
         self.file.write_all_at(bytes, offset).map_err(|e| DiskError::new("write", &self.path, e))
     }
 
-    fn len(&self) -> Result<u64, DiskError> {
+    fn size(&self) -> Result<u64, DiskError> {
         self.file.metadata().map(|m| m.len()).map_err(|e| DiskError::new("examine", &self.path, e))
     }
 
