@@ -34,7 +34,7 @@ impl Log {
 
     /// Where a record written now begins.
     pub fn next_record(&mut self) -> u64 {
-        if self.at() % PAGE == 0 {
+        if self.at().is_multiple_of(PAGE) {
             self.page(0, 0);
         }
         self.at()
@@ -52,7 +52,7 @@ impl Log {
         header.extend(crc.to_le_bytes());
         header.extend(data);
         self.put(&header);
-        while self.at() % 8 != 0 {
+        while !self.at().is_multiple_of(8) {
             self.bytes.push(0);
         }
         self.starts.push(start);
@@ -93,7 +93,7 @@ impl Log {
 
     fn put(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            if self.at() % PAGE == 0 {
+            if self.at().is_multiple_of(PAGE) {
                 self.page(1, bytes.len() as u32);
             }
             let n = bytes.len().min((PAGE - self.at() % PAGE) as usize);
@@ -104,7 +104,7 @@ impl Log {
 
     fn page(&mut self, flags: u16, left: u32) {
         let at = self.at();
-        let long = at % self.segment == 0;
+        let long = at.is_multiple_of(self.segment);
         self.bytes.extend(0xD110_u16.to_le_bytes());
         self.bytes.extend((flags | if long { 2 } else { 0 }).to_le_bytes());
         self.bytes.extend(self.tli.to_le_bytes());
