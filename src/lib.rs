@@ -1,4 +1,6 @@
 //! walhold: a PostgreSQL backup that can be proved.
 
+pub mod codec;
 pub mod disk;
+pub mod image;
 pub mod wal;
