@@ -1,5 +1,6 @@
 //! walhold: a PostgreSQL backup that can be proved.
 
+pub mod archive;
 pub mod codec;
 pub mod disk;
 pub mod image;

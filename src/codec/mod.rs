@@ -27,6 +27,9 @@ pub enum Codec {
 }
 
 impl Codec {
+    /// All of them, in the order in which a file is looked for: the plain one wins.
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Zstd, Self::Lz4, Self::Gzip];
+
     /// What a name of such a file ends in.
     pub const fn suffix(self) -> &'static str {
         match self {

@@ -116,7 +116,7 @@ impl<R: Read> Engine<R> {
         };
         match read {
             // The LZ4 decoder takes an end of its input between two blocks for the frame's end.
-            Ok(0) if self.source().ended() => Err(wrong(codec, Fault::Truncated)),
+            Ok(0) if matches!(self, Self::Lz4(_)) && self.source().ended() => Err(wrong(codec, Fault::Truncated)),
             Err(error) if self.source().failed() => Err(error),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(wrong(codec, Fault::Truncated)),
             Err(error) => Err(wrong(codec, Fault::Damaged(error.to_string()))),
@@ -166,22 +166,28 @@ fn wrong(codec: Codec, fault: Fault) -> io::Error {
 struct ZstdDecoder<R> {
     source: Source<R>,
     context: ZstdContext<'static>,
+    /// The last bytes of a frame have been given, and its end has not been told yet.
+    frame_done: bool,
 }
 
 impl<R: Read> ZstdDecoder<R> {
     fn new(source: Source<R>) -> io::Result<Self> {
         let mut context = ZstdContext::new()?;
         context.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))?;
-        Ok(Self { source, context })
+        Ok(Self { source, context, frame_done: false })
     }
 
     /// Decodes some bytes, none only at the end of the frame.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if std::mem::take(&mut self.frame_done) {
+            return Ok(0);
+        }
         loop {
             let input = self.source.fill_buf()?;
             let at_end = input.is_empty();
             let status = self.context.run_on_buffers(input, into)?;
             self.source.consume(status.bytes_read);
+            self.frame_done = status.remaining == 0 && status.bytes_written > 0;
             if status.bytes_written > 0 || status.remaining == 0 {
                 return Ok(status.bytes_written);
             }

@@ -1,7 +1,7 @@
 //! Write-ahead log as bytes and names: positions, timelines, segments, history files, and the
 //! verifier that follows records from page to page. Pure: no file, socket or clock.
 
-mod chain;
+pub(crate) mod chain;
 mod history;
 mod position;
 mod segment;
