@@ -1,6 +1,7 @@
 //! `backup_label` and `tablespace_map`: what a server that finds them recovers from and to
 //! (`xlogbackup.c`, `xlogrecovery.c`).
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -95,7 +96,8 @@ impl BackupLabel {
             _ => return Err(LabelError::Invalid("BACKUP METHOD")),
         };
         let source = match next(&mut lines, "BACKUP FROM")? {
-            b"primary" => BackupSource::Primary,
+            // Servers of 13 use the older word.
+            b"primary" | b"master" => BackupSource::Primary,
             b"standby" => BackupSource::Standby,
             _ => return Err(LabelError::Invalid("BACKUP FROM")),
         };
@@ -204,9 +206,13 @@ impl TablespaceMap {
             return Err(TablespaceMapError::TooLong(content.len()));
         }
         let mut map = Self::default();
+        let mut seen = HashSet::new();
         for (index, line) in unescaped_lines(content)?.iter().enumerate() {
             let tablespace = entry(line).ok_or(TablespaceMapError::Entry(index + 1))?;
-            map.add(tablespace)?;
+            if !seen.insert(tablespace.oid) {
+                return Err(TablespaceMapError::Twice(tablespace.oid));
+            }
+            map.0.push(tablespace);
         }
         Ok(map)
     }
@@ -234,14 +240,6 @@ impl TablespaceMap {
     /// Where the tablespace lies.
     pub fn location(&self, oid: u32) -> Option<&PathBuf> {
         self.0.iter().find(|t| t.oid == oid).map(|t| &t.location)
-    }
-
-    fn add(&mut self, tablespace: Tablespace) -> Result<(), TablespaceMapError> {
-        if self.location(tablespace.oid).is_some() {
-            return Err(TablespaceMapError::Twice(tablespace.oid));
-        }
-        self.0.push(tablespace);
-        Ok(())
     }
 }
 

@@ -19,11 +19,11 @@ enum Use {
     Symlink,
 }
 
-/// Remembers the names of an archive, or of all archives of a backup by their paths below the data
-/// directory, and refuses one that would write over or through an earlier one.
+/// Remembers the names of one archive, and refuses one that would write over or through an earlier
+/// one. Each archive has its own: the links of tablespaces may be members of the base archive, and
+/// what lies behind them comes in the others.
 ///
-/// A directory may be named again: servers send `pg_wal` and, by another spelling, what is in it,
-/// and a directory made on the way to a file is the same one.
+/// A directory may be named again, for one made on the way to a file is the same one.
 #[derive(Debug, Default)]
 pub struct Names(HashMap<Box<[u8]>, Use>);
 
@@ -31,16 +31,16 @@ pub struct Names(HashMap<Box<[u8]>, Use>);
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NameClash {
     /// The second member of the name, when one of them is not a directory.
-    #[error("the backup has two members named \"{0}\"")]
+    #[error("the archive has two members named \"{0}\"")]
     Twice(MemberPath),
     /// A file that was sent before stands where a directory would have to be.
-    #[error("\"{0}\" would lie below a file of the backup")]
+    #[error("\"{0}\" would lie below a file of the archive")]
     BelowFile(MemberPath),
     /// It would be written wherever the link leads.
-    #[error("\"{0}\" would be written through a symbolic link of the backup")]
+    #[error("\"{0}\" would be written through a symbolic link of the archive")]
     ThroughLink(MemberPath),
     /// A limit of ours.
-    #[error("the backup has more than {MAX_NAMES} members")]
+    #[error("the archive has more than {MAX_NAMES} members")]
     TooMany,
 }
 
@@ -50,15 +50,16 @@ impl Names {
         Self::default()
     }
 
-    /// Takes note of a member under the name it will be laid down by.
+    /// Takes note of a member.
     ///
     /// # Errors
     /// When it clashes with an earlier one.
-    pub fn take(&mut self, path: &MemberPath, kind: &MemberKind) -> Result<(), NameClash> {
+    pub fn take(&mut self, member: &Member) -> Result<(), NameClash> {
+        let path = &member.path;
         for ancestor in path.ancestors() {
             self.pass(ancestor, path)?;
         }
-        let new = match kind {
+        let new = match member.kind {
             MemberKind::Directory => Use::Directory,
             MemberKind::File { .. } => Use::File,
             MemberKind::Symlink { .. } => Use::Symlink,
@@ -68,14 +69,6 @@ impl Names {
             Some(Use::Directory) if new == Use::Directory => Ok(()),
             Some(_) => Err(NameClash::Twice(path.clone())),
         }
-    }
-
-    /// [`Names::take`] for a member under its own name.
-    ///
-    /// # Errors
-    /// When it clashes with an earlier one.
-    pub fn take_member(&mut self, member: &Member) -> Result<(), NameClash> {
-        self.take(&member.path, &member.kind)
     }
 
     /// Goes through `directory` on the way to `path`.
@@ -111,7 +104,7 @@ mod tests {
             'f' => MemberKind::File { size: 0 },
             _ => MemberKind::Symlink { target: "/tmp".into() },
         };
-        names.take(&path(name), &kind)
+        names.take(&Member { path: path(name), kind, mode: 0o600, mtime: 0 })
     }
 
     #[test]
