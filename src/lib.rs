@@ -1,4 +1,5 @@
 //! walhold: a PostgreSQL backup that can be proved.
 
 pub mod disk;
+pub mod protocol;
 pub mod wal;
