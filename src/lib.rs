@@ -4,4 +4,6 @@ pub mod archive;
 pub mod codec;
 pub mod disk;
 pub mod image;
+pub mod protocol;
+pub mod receive;
 pub mod wal;

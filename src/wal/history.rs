@@ -122,6 +122,11 @@ impl History {
         self.switches.iter().copied().find(|s| s.from == ancestor)
     }
 
+    /// The timeline that came after `ancestor` on the way to this one; this one after the last.
+    pub fn after(&self, ancestor: TimelineId) -> TimelineId {
+        self.switches.iter().map(|s| s.from).find(|from| *from > ancestor).unwrap_or(self.tli)
+    }
+
     /// The timeline that the byte at `lsn` belongs to on this history.
     pub fn owner(&self, lsn: Lsn) -> TimelineId {
         self.switches.iter().find(|s| lsn < s.at).map_or(self.tli, |s| s.from)
