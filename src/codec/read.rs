@@ -115,7 +115,8 @@ impl<R: Read> Engine<R> {
             Self::Gzip(decoder) => decoder.read(into),
         };
         match read {
-            // The LZ4 decoder takes an end of its input between two blocks for the frame's end.
+            // The LZ4 decoder takes an end of its input between two blocks for the frame's end. At a
+            // real one no decoder has looked further.
             Ok(0) if self.source().ended() => Err(wrong(codec, Fault::Truncated)),
             Err(error) if self.source().failed() => Err(error),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(wrong(codec, Fault::Truncated)),
@@ -166,29 +167,34 @@ fn wrong(codec: Codec, fault: Fault) -> io::Error {
 struct ZstdDecoder<R> {
     source: Source<R>,
     context: ZstdContext<'static>,
+    /// All of the frame has been given, and its end not yet told.
+    whole: bool,
 }
 
 impl<R: Read> ZstdDecoder<R> {
     fn new(source: Source<R>) -> io::Result<Self> {
         let mut context = ZstdContext::new()?;
         context.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))?;
-        Ok(Self { source, context })
+        Ok(Self { source, context, whole: false })
     }
 
-    /// Decodes some bytes, none only at the end of the frame.
+    /// Decodes some bytes, none only at the end of the frame. Then it is at the next one.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        loop {
+        while !self.whole {
             let input = self.source.fill_buf()?;
             let at_end = input.is_empty();
             let status = self.context.run_on_buffers(input, into)?;
             self.source.consume(status.bytes_read);
-            if status.bytes_written > 0 || status.remaining == 0 {
+            self.whole = status.remaining == 0;
+            if status.bytes_written > 0 {
                 return Ok(status.bytes_written);
             }
-            if at_end {
+            if at_end && !self.whole {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+        self.whole = false;
+        Ok(0)
     }
 }
 
