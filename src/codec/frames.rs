@@ -10,6 +10,10 @@ use zstd::stream::raw::CParameter;
 
 use super::ZstdLevel;
 
+/// Uncompressed bytes of a frame that serve both ends: large enough to compress well, small enough
+/// to share a file among many threads.
+pub const ZSTD_FRAME: NonZeroUsize = NonZeroUsize::new(8 << 20).unwrap();
+
 /// Frames a worker may hold besides the one it works on.
 const QUEUE: usize = 1;
 
@@ -32,10 +36,6 @@ pub struct ZstdFrames<W> {
 }
 
 impl<W: Write> ZstdFrames<W> {
-    /// Bytes of a frame that serve both ends: large enough to compress well, small enough to share
-    /// a file among many threads.
-    pub const FRAME: NonZeroUsize = NonZeroUsize::new(8 << 20).unwrap();
-
     /// Compresses into `out` in frames of `frame` uncompressed bytes, the last one shorter.
     ///
     /// With `workers` threads up to four frames each are held in memory, half of them compressed;
