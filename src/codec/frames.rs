@@ -10,6 +10,10 @@ use zstd::stream::raw::CParameter;
 
 use super::ZstdLevel;
 
+/// Uncompressed bytes of a frame that serve both ends: large enough to compress well, small enough
+/// to share a file among many threads.
+pub const ZSTD_FRAME: NonZeroUsize = NonZeroUsize::new(8 << 20).unwrap();
+
 /// Frames a worker may hold besides the one it works on.
 const QUEUE: usize = 1;
 
@@ -32,10 +36,6 @@ pub struct ZstdFrames<W> {
 }
 
 impl<W: Write> ZstdFrames<W> {
-    /// Bytes of a frame that serve both ends: large enough to compress well, small enough to share
-    /// a file among many threads.
-    pub const FRAME: NonZeroUsize = NonZeroUsize::new(8 << 20).unwrap();
-
     /// Compresses into `out` in frames of `frame` uncompressed bytes, the last one shorter.
     ///
     /// With `workers` threads up to four frames each are held in memory, half of them compressed;
@@ -225,4 +225,141 @@ impl Worker {
 
 fn stopped() -> io::Error {
     io::Error::other("a compression thread stopped")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use proptest::prelude::*;
+    use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
+
+    use super::super::{Codec, reader};
+    use super::*;
+
+    fn frames(workers: u8, frame: usize) -> ZstdFrames<Vec<u8>> {
+        ZstdFrames::new(Vec::new(), ZstdLevel::FAST, workers, NonZeroUsize::new(frame).unwrap()).unwrap()
+    }
+
+    fn packed(data: &[u8], workers: u8, frame: usize) -> Vec<u8> {
+        let mut frames = frames(workers, frame);
+        frames.write_all(data).unwrap();
+        frames.finish().unwrap()
+    }
+
+    fn unpacked(bytes: &[u8]) -> Vec<u8> {
+        let mut data = Vec::new();
+        reader(Codec::Zstd, bytes).unwrap().read_to_end(&mut data).unwrap();
+        data
+    }
+
+    /// Decodes each frame alone; each must tell its length and have a checksum.
+    fn apart(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        while !bytes.is_empty() {
+            let (frame, rest) = bytes.split_at(find_frame_compressed_size(bytes).unwrap());
+            let size = get_frame_content_size(frame).unwrap().unwrap();
+            assert_eq!(frame[4] & 0x04, 0x04, "no checksum");
+            all.push(zstd::bulk::decompress(frame, usize::try_from(size).unwrap()).unwrap());
+            assert_eq!(all.last().unwrap().len() as u64, size);
+            bytes = rest;
+        }
+        all
+    }
+
+    fn data(len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at % 251) as u8).collect()
+    }
+
+    #[test]
+    fn each_frame_decodes_alone() {
+        for workers in [0, 1, 3] {
+            for len in [0, 1, 99, 100, 101, 200, 1234] {
+                let data = data(len);
+                let bytes = packed(&data, workers, 100);
+                let expected: Vec<&[u8]> = if len == 0 { vec![&[]] } else { data.chunks(100).collect() };
+                assert_eq!(apart(&bytes), expected, "{workers} workers, {len} bytes");
+                assert_eq!(unpacked(&bytes), data);
+                // The same file, however many worked on it.
+                assert_eq!(bytes, packed(&data, 0, 100));
+            }
+        }
+    }
+
+    #[test]
+    fn flush_ends_a_frame_and_not_the_file() {
+        for workers in [0, 2] {
+            let mut frames = frames(workers, 100);
+            frames.flush().unwrap();
+            frames.write_all(&[1; 130]).unwrap();
+            frames.flush().unwrap();
+            assert_eq!(apart(&frames.out), [vec![1; 100], vec![1; 30]]);
+            frames.write_all(&[2; 10]).unwrap();
+            assert_eq!(apart(&frames.finish().unwrap()), [vec![1; 100], vec![1; 30], vec![2; 10]]);
+        }
+    }
+
+    #[test]
+    fn every_level_is_accepted() {
+        for level in 1..=22 {
+            let level = ZstdLevel::new(level).unwrap();
+            let mut frames = ZstdFrames::new(Vec::new(), level, 0, NonZeroUsize::new(4096).unwrap()).unwrap();
+            frames.write_all(&data(5000)).unwrap();
+            assert_eq!(unpacked(&frames.finish().unwrap()), data(5000));
+        }
+    }
+
+    /// A disk with room for so many bytes.
+    struct Small(usize);
+
+    impl Write for Small {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn after_a_failed_write_nothing_follows_the_hole() {
+        for workers in [0, 1, 3] {
+            let mut frames =
+                ZstdFrames::new(Small(50), ZstdLevel::FAST, workers, NonZeroUsize::new(10).unwrap()).unwrap();
+            let error = (0..100).find_map(|_| frames.write_all(&[7; 10]).err()).unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            frames.out.0 = 1000;
+            for error in [frames.write(b"x").unwrap_err(), frames.flush().unwrap_err()] {
+                assert_eq!(error.to_string(), "writing compressed data failed before");
+            }
+            assert!(frames.finish().is_err());
+        }
+    }
+
+    #[test]
+    fn p7_zstd_itself_reads_it() {
+        let data = data(1 << 20);
+        for workers in [0, 2] {
+            let bytes = packed(&data, workers, 300_000);
+            if let Some(read) = super::super::read::tests::stock("zstd", &["-dc"], bytes) {
+                assert!(read == data);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_writes_give_the_same_file(pieces: Vec<Vec<u8>>, workers in 0u8..3, frame in 1usize..200) {
+            let data = pieces.concat();
+            let mut frames = frames(workers, frame);
+            for piece in &pieces {
+                frames.write_all(piece).unwrap();
+            }
+            let bytes = frames.finish().unwrap();
+            prop_assert_eq!(&unpacked(&bytes), &data);
+            prop_assert_eq!(bytes, packed(&data, 0, frame));
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-pub use frames::ZstdFrames;
+pub use frames::{ZSTD_FRAME, ZstdFrames};
 pub use read::{DecodeError, Fault, reader};
 
 /// How a file is compressed.

@@ -122,7 +122,7 @@ impl ControlFile {
             // default_char_signedness was put in before the checksum.
             1800 => 292,
             // The same test as the server's: a version is never a multiple of 65536.
-            _ if version % 65536 == 0 => return Err(ControlError::ByteOrder),
+            _ if version != 0 && version % 65536 == 0 => return Err(ControlError::ByteOrder),
             0..1300 => return Err(ControlError::TooOld(version)),
             _ => return Err(ControlError::Unknown { version, system_identifier }),
         };
@@ -205,5 +205,120 @@ impl Fields<'_> {
             2 => WalLevel::Logical,
             _ => return Err(ControlError::Field("wal_level")),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    macro_rules! captured {
+        ($name:literal) => {
+            include_bytes!(concat!("../../proto-tests/captured/pg_control-", $name)).as_slice()
+        };
+    }
+
+    fn pos(lsn: u64) -> Pos {
+        Pos::new(TimelineId::FIRST, Lsn::new(lsn))
+    }
+
+    /// With the checksum made right again.
+    fn edited(content: &[u8], at: usize, value: u32) -> Vec<u8> {
+        let mut content = content.to_vec();
+        content[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let end = if content[8] == 0x08 { 292 } else { 288 };
+        let sum = crc32c::crc32c(&content[..end]);
+        content[end..end + 4].copy_from_slice(&sum.to_le_bytes());
+        content
+    }
+
+    #[test]
+    fn files_of_13_to_18_say_what_pg_controldata_says() {
+        let all = [
+            (captured!("13"), 1300, 202_007_201, 7_710_961_547_570_139_704, 0x6C_EBE8, 1, 0),
+            (captured!("14"), 1300, 202_107_181, 0, 0, 16, 0),
+            (captured!("15"), 1300, 202_209_061, 7_710_961_556_191_347_314, 0x174_1580, 16, 1),
+            (captured!("16"), 1300, 202_307_071, 0, 0, 16, 0),
+            (captured!("17"), 1700, 202_406_281, 7_710_961_562_272_637_610, 0x150_0968, 16, 0),
+            (captured!("18"), 1800, 202_506_291, 7_710_961_565_231_944_390, 0x176_5D98, 16, 1),
+        ];
+        for (content, version, catalog_version, system_identifier, checkpoint, mib, checksums) in all {
+            let read = ControlFile::parse(content).unwrap();
+            // There is no pg_controldata of 14 and 16 to compare these three with.
+            let known = |value: u64, read: u64| if value == 0 { read } else { value };
+            let checkpoint = known(checkpoint, read.checkpoint.get());
+            let expected = ControlFile {
+                system_identifier: known(system_identifier, read.system_identifier),
+                version,
+                catalog_version,
+                state: ClusterState::ShutDown,
+                checkpoint: Lsn::new(checkpoint),
+                redo: pos(checkpoint),
+                min_recovery: None,
+                backup_start: None,
+                backup_end: None,
+                backup_end_required: false,
+                max_connections: 123,
+                max_worker_processes: 11,
+                max_wal_senders: 7,
+                max_prepared_transactions: 5,
+                max_locks_per_transaction: 77,
+                wal_level: WalLevel::Logical,
+                segment_size: SegmentSize::new(mib << 20).unwrap(),
+                data_checksum_version: checksums,
+            };
+            assert_eq!(read, expected);
+        }
+    }
+
+    #[test]
+    fn a_standbys_file_says_how_far_recovery_must_go() {
+        let read = ControlFile::parse(captured!("15-standby")).unwrap();
+        assert_eq!(read.state, ClusterState::InArchiveRecovery);
+        assert_eq!((read.checkpoint, read.redo), (Lsn::new(0x800_5748), pos(0x800_5710)));
+        assert_eq!(read.min_recovery, Some(pos(0x800_57C0)));
+    }
+
+    #[test]
+    fn one_wrong_byte_anywhere_is_seen() {
+        for content in [captured!("13"), captured!("17"), captured!("18")] {
+            let end = if content[8] == 0x08 { 296 } else { 292 };
+            for at in 0..end {
+                let mut content = content.to_vec();
+                content[at] ^= 0x20;
+                let error = ControlFile::parse(&content).unwrap_err();
+                assert_eq!(error == ControlError::Checksum, !(8..12).contains(&at), "byte {at}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_named() {
+        let content = captured!("17");
+        let with = |at, value| ControlFile::parse(&edited(content, at, value));
+        assert_eq!(ControlFile::parse(&content[..295]), Err(ControlError::TooShort(295)));
+        assert_eq!(with(8, 1201), Err(ControlError::TooOld(1201)));
+        assert_eq!(ControlFile::parse(&[0; 8192]), Err(ControlError::TooOld(0)));
+        assert_eq!(with(8, 0xA406_0000), Err(ControlError::ByteOrder));
+        let system_identifier = 7_710_961_562_272_637_610;
+        assert_eq!(with(8, 1900), Err(ControlError::Unknown { version: 1900, system_identifier }));
+        assert_eq!(with(16, 7), Err(ControlError::Field("cluster state")));
+        assert_eq!(with(48, 0), Err(ControlError::Field("timeline")));
+        assert_eq!(with(136, 1), Err(ControlError::Field("timeline")));
+        assert_eq!(with(172, 3), Err(ControlError::Field("wal_level")));
+        assert_eq!(with(228, 0), Err(ControlError::Field("segment size")));
+        assert_eq!(with(40, 0), Err(ControlError::Field("redo location")));
+    }
+
+    proptest! {
+        #[test]
+        fn p6_no_content_does_harm(mut content: Vec<u8>, at in 0usize..300, value: u32, real: bool) {
+            if real {
+                content = edited(captured!("18"), at.min(292), value);
+            }
+            let _ = ControlFile::parse(&content);
+        }
     }
 }

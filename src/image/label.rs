@@ -266,3 +266,160 @@ fn entry(line: &[u8]) -> Option<Tablespace> {
     let oid = number(oid).filter(|oid| *oid != 0)?;
     Some(Tablespace { oid, location: OsStr::from_bytes(location).into() })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// As a server of 17 writes it.
+    const REAL: &str = "START WAL LOCATION: 1/C000028 (file 00000002000000010000000C)\n\
+        CHECKPOINT LOCATION: 1/C000080\nBACKUP METHOD: streamed\nBACKUP FROM: primary\n\
+        START TIME: 2026-11-22 11:57:49 UTC\nLABEL: pg_basebackup base backup\nSTART TIMELINE: 2\n";
+
+    fn parse(text: &str) -> Result<BackupLabel, LabelError> {
+        BackupLabel::parse(text.as_bytes())
+    }
+
+    fn pos(tli: u32, lsn: u64) -> Pos {
+        Pos::new(TimelineId::new(tli).unwrap(), Lsn::new(lsn))
+    }
+
+    fn real() -> BackupLabel {
+        BackupLabel {
+            start: pos(2, 0x1_0C00_0028),
+            start_file: "00000002000000010000000C".into(),
+            checkpoint: Lsn::new(0x1_0C00_0080),
+            method: BackupMethod::Streamed,
+            source: BackupSource::Primary,
+            start_time: "2026-11-22 11:57:49 UTC".into(),
+            label: "pg_basebackup base backup".into(),
+            incremental_from: None,
+        }
+    }
+
+    #[test]
+    fn labels_that_servers_write() {
+        assert_eq!(parse(REAL), Ok(real()));
+        let standby = REAL.replace("primary", "standby");
+        assert_eq!(parse(&standby), Ok(BackupLabel { source: BackupSource::Standby, ..real() }));
+        let of_13 = REAL.replace("primary", "master").replace("streamed", "pg_start_backup");
+        assert_eq!(parse(&of_13), Ok(BackupLabel { method: BackupMethod::Exclusive, ..real() }));
+        let incremental = format!("{REAL}INCREMENTAL FROM LSN: 0/A000028\nINCREMENTAL FROM TLI: 1\n");
+        let incremental_from = Some(pos(1, 0xA00_0028));
+        assert_eq!(parse(&incremental), Ok(BackupLabel { incremental_from, ..real() }));
+    }
+
+    #[test]
+    fn a_label_cannot_pass_for_another_line() {
+        for label in ["", "a\nb", "x\nSTART TIMELINE: 9", "x\n\n", "x\nSTART TIMELINE: 9\nINCREMENTAL FROM LSN: 0/1"] {
+            let text = REAL.replace("pg_basebackup base backup", label);
+            assert_eq!(parse(&text), Ok(BackupLabel { label: label.into(), ..real() }));
+        }
+    }
+
+    #[test]
+    fn each_line_must_be_there_and_be_right() {
+        for (old, new, error) in [
+            ("START WAL", "BEGIN WAL", LabelError::Missing("START WAL LOCATION")),
+            ("1/C000028", "1C000028", LabelError::Invalid("START WAL LOCATION")),
+            ("0000000C)", "0000000C", LabelError::Invalid("START WAL LOCATION")),
+            ("0000000C)", "0000000)", LabelError::Invalid("START WAL LOCATION")),
+            ("CHECKPOINT LOCATION: 1/C000080\n", "", LabelError::Missing("CHECKPOINT LOCATION")),
+            ("1/C000080", "1/C000020", LabelError::Contradiction),
+            ("streamed", "copied", LabelError::Invalid("BACKUP METHOD")),
+            ("primary", "", LabelError::Invalid("BACKUP FROM")),
+            ("START TIME:", "START DATE:", LabelError::Missing("START TIME")),
+            ("LABEL", "label", LabelError::Missing("LABEL")),
+            ("TIMELINE: 2", "TIMELINE: 1", LabelError::Contradiction),
+            ("TIMELINE: 2", "TIMELINE: 0", LabelError::Invalid("START TIMELINE")),
+            ("TIMELINE: 2", "TIMELINE: +2", LabelError::Invalid("START TIMELINE")),
+            ("TIMELINE: 2\n", "TIMELINE: 2", LabelError::Missing("START TIMELINE")),
+            ("TIMELINE: 2\n", "TIMELINE: 2\n\n", LabelError::Missing("START TIMELINE")),
+            ("TIMELINE: 2\n", "TIMELINE: 2\nINCREMENTAL FROM TLI: 1\n", LabelError::Missing("INCREMENTAL FROM LSN")),
+        ] {
+            assert_eq!(parse(&REAL.replace(old, new)), Err(error), "{old} -> {new}");
+        }
+        let long = vec![b'x'; MAX_BYTES + 1];
+        assert_eq!(BackupLabel::parse(&long), Err(LabelError::TooLong(long.len())));
+    }
+
+    fn map(entries: &[(u32, &str)]) -> TablespaceMap {
+        TablespaceMap(
+            entries.iter().map(|(oid, location)| Tablespace { oid: *oid, location: location.into() }).collect(),
+        )
+    }
+
+    #[test]
+    fn maps_that_servers_write() {
+        for (text, entries) in [
+            ("", &[][..]),
+            ("16384 /srv/one\n16385 pg_tblspc/16385\n", &[(16384, "/srv/one"), (16385, "pg_tblspc/16385")]),
+            ("1 /with blanks \n", &[(1, "/with blanks ")]),
+            ("4294967295 /a\\\nb\\\rc\\\\d\n", &[(u32::MAX, "/a\nb\rc\\d")]),
+        ] {
+            assert_eq!(TablespaceMap::parse(text.as_bytes()), Ok(map(entries)));
+            assert_eq!(map(entries).to_bytes(), Ok(text.as_bytes().to_vec()));
+        }
+        let two = map(&[(1, "/a"), (2, "/b")]);
+        assert_eq!((two.location(2), two.location(3)), (Some(&"/b".into()), None));
+    }
+
+    #[test]
+    fn maps_that_they_do_not() {
+        use TablespaceMapError as E;
+        for (text, error) in [
+            ("16384\n", E::Entry(1)),
+            ("1 /a\n\n", E::Entry(2)),
+            ("0 /a\n", E::Entry(1)),
+            ("-1 /a\n", E::Entry(1)),
+            ("4294967296 /a\n", E::Entry(1)),
+            ("1 \n", E::Entry(1)),
+            ("1 /a\0b\n", E::Entry(1)),
+            ("1 /a\n2 /b", E::Truncated),
+            ("1 /a\\", E::Truncated),
+            ("1 /a\n2 /b\n1 /a\n", E::Twice(1)),
+        ] {
+            assert_eq!(TablespaceMap::parse(text.as_bytes()), Err(error), "{text:?}");
+        }
+        assert_eq!(TablespaceMap::parse(&vec![b'\n'; MAX_BYTES + 1]), Err(E::TooLong(MAX_BYTES + 1)));
+        assert_eq!(map(&[(0, "/a")]).to_bytes(), Err(E::Entry(1)));
+        assert_eq!(map(&[(1, "/a"), (1, "/b")]).to_bytes(), Err(E::Twice(1)));
+        assert_eq!(map(&[(1, "")]).to_bytes(), Err(E::Entry(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn p6_no_label_does_harm(content: Vec<u8>, at in 0..REAL.len(), byte: u8, cut: bool) {
+            let _ = BackupLabel::parse(&content);
+            let mut label = REAL.as_bytes().to_vec();
+            label[at] = byte;
+            if cut {
+                label.truncate(at);
+            }
+            let _ = BackupLabel::parse(&label);
+        }
+
+        #[test]
+        fn any_location_comes_back_from_a_map(entries: Vec<(u32, Vec<u8>)>) {
+            let entry = |(oid, path): &(u32, Vec<u8>)| Tablespace { oid: *oid, location: OsStr::from_bytes(path).into() };
+            let map = TablespaceMap(entries.iter().map(entry).collect());
+            if let Ok(bytes) = map.to_bytes() {
+                prop_assert_eq!(TablespaceMap::parse(&bytes), Ok(map));
+            } else {
+                let odd = |(oid, path): &(u32, Vec<u8>)| *oid == 0 || path.is_empty() || path.contains(&0);
+                let oids: HashSet<u32> = entries.iter().map(|(oid, _)| *oid).collect();
+                prop_assert!(entries.iter().any(odd) || oids.len() < entries.len());
+            }
+        }
+
+        #[test]
+        fn p6_no_map_does_harm(content in r"([0-9]{1,11} [/a\\\n\r]{0,9}\n?){0,5}", junk: Vec<u8>) {
+            let _ = TablespaceMap::parse(&junk);
+            if let Ok(map) = TablespaceMap::parse(content.as_bytes()) {
+                prop_assert_eq!(TablespaceMap::parse(&map.to_bytes().unwrap()), Ok(map));
+            }
+        }
+    }
+}

@@ -282,3 +282,145 @@ impl TryFrom<RawRange> for WalRange {
         Ok(Self { tli, start, end })
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+
+    /// A manifest with its own checksum, as a server would end it.
+    pub(in crate::image) fn sealed(body: &str) -> Vec<u8> {
+        let sum = Sha256::digest(body.as_bytes());
+        let hex: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{body}\"Manifest-Checksum\": \"{hex}\"}}\n").into_bytes()
+    }
+
+    const FILE: &str = r#"{ "Path": "base/1/1247", "Size": 3, "Last-Modified": "2026-11-22 11:57:49 GMT", "Checksum-Algorithm": "CRC32C", "Checksum": "f35ce964" }"#;
+    const RANGE: &str = r#"{ "Timeline": 1, "Start-LSN": "0/2000028", "End-LSN": "0/2000100" }"#;
+
+    pub(in crate::image) fn version_1(files: &str, ranges: &str) -> String {
+        format!(
+            "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{files}\n],\n\"WAL-Ranges\": [\n{ranges}\n],\n"
+        )
+    }
+
+    fn parse(body: &str) -> Result<Manifest, ManifestError> {
+        Manifest::parse(&sealed(body))
+    }
+
+    fn path(name: &[u8]) -> MemberPath {
+        MemberPath::new(name).unwrap()
+    }
+
+    #[test]
+    fn what_a_server_lists_is_read() {
+        let encoded = r#"{ "Encoded-Path": "6f6464e96e", "Size": 0, "Last-Modified": "x" }"#;
+        let manifest = parse(&version_1(&format!("{FILE},\n{encoded}"), RANGE)).unwrap();
+        let checksum = Checksum::new(ManifestAlgorithm::Crc32c, vec![0xF3, 0x5C, 0xE9, 0x64].into());
+        let expected = [
+            ManifestFile { path: path(b"base/1/1247"), size: 3, checksum },
+            ManifestFile { path: path(b"odd\xe9n"), size: 0, checksum: None },
+        ];
+        assert_eq!(manifest.files(), expected);
+        assert_eq!(manifest.file(&expected[1].path), Some(&expected[1]));
+        assert_eq!(manifest.file(&path(b"base/1/1248")), None);
+        assert_eq!((manifest.version(), manifest.system_identifier()), (1, None));
+        let (start, end) = (Lsn::new(0x200_0028), Lsn::new(0x200_0100));
+        assert_eq!(manifest.wal_ranges(), [WalRange { tli: TimelineId::FIRST, start, end }]);
+        assert_eq!(parse(&version_1("", "")).unwrap().files(), []);
+    }
+
+    #[test]
+    fn version_2_names_the_cluster() {
+        let of = |head: &str| parse(&version_1("", "").replace("Version\": 1,", head));
+        let manifest = of("Version\": 2,\n\"System-Identifier\": 18446744073709551615,").unwrap();
+        assert_eq!((manifest.version(), manifest.system_identifier()), (2, Some(u64::MAX)));
+        assert_eq!(of("Version\": 2,"), Err(ManifestError::SystemIdentifier));
+        assert_eq!(of("Version\": 1,\n\"System-Identifier\": 1,"), Err(ManifestError::SystemIdentifier));
+        assert_eq!(of("Version\": 0,"), Err(ManifestError::Version(0)));
+        assert_eq!(of("Version\": 3,\n\"New\": [],"), Err(ManifestError::Version(3)));
+        assert_eq!(of("Version\": 5000000000,"), Err(ManifestError::Version(5_000_000_000)));
+    }
+
+    #[test]
+    fn its_own_checksum_covers_all_before_it() {
+        let whole = sealed(&version_1(FILE, RANGE));
+        assert!(Manifest::parse(&whole).is_ok());
+        for cut in 0..whole.len() {
+            assert_eq!(Manifest::parse(&whole[..cut]), Err(ManifestError::NoChecksum), "cut at {cut}");
+        }
+        for at in 0..whole.len() {
+            let mut content = whole.clone();
+            content[at] ^= 1;
+            let error = Manifest::parse(&content).unwrap_err();
+            assert!(matches!(error, ManifestError::Checksum | ManifestError::NoChecksum), "byte {at}: {error}");
+        }
+        let longer = [&whole[..], b"\n"].concat();
+        assert_eq!(Manifest::parse(&longer), Err(ManifestError::NoChecksum));
+    }
+
+    #[test]
+    fn what_no_server_lists_is_refused() {
+        let told = |files: &str, ranges: &str| match parse(&version_1(files, ranges)) {
+            Err(ManifestError::Content(told)) => told.split(" at line ").next().unwrap().to_owned(),
+            other => panic!("{files}: {other:?}"),
+        };
+        for (old, new, error) in [
+            ("base/1", "../1", "the name \"../1/1247\" leads upwards"),
+            ("base/1", "/base/1", "the name \"/base/1/1247\" is absolute"),
+            ("base/1", "./base/1", "the path of \"base/1/1247\" begins with \"./\""),
+            ("base/1", "b\\u0000", "the name \"b\\u{0}/1247\" contains a zero byte"),
+            ("\"Path\"", "\"Encoded-Path\"", "a path is not hexadecimal"),
+            ("\"Path\"", "\"Encoded-Path\": \"61\", \"Path\"", "a file has no path, or two"),
+            ("\"Path\": \"base/1/1247\", ", "", "a file has no path, or two"),
+            ("Size\": 3", "Size\": -3", "invalid value: integer `-3`, expected u64"),
+            ("\"Size\": 3, ", "", "missing field `Size`"),
+            ("\"Size\": 3, ", "\"Size\": 3, \"Size\": 3, ", "duplicate field `Size`"),
+            (
+                "CRC32C",
+                "MD5",
+                "\"base/1/1247\" has a checksum of unknown algorithm \"MD5\" (NONE, CRC32C, SHA224, SHA256, SHA384 or SHA512)",
+            ),
+            ("CRC32C", "NONE", "\"base/1/1247\" has a checksum of the wrong length for NONE"),
+            ("CRC32C", "SHA256", "\"base/1/1247\" has a checksum of the wrong length for SHA256"),
+            ("f35ce964", "f35ce96g", "\"base/1/1247\" has a checksum that is not hexadecimal"),
+            (", \"Checksum\": \"f35ce964\"", "", "\"base/1/1247\" has a checksum or its algorithm, not both"),
+        ] {
+            assert_eq!(told(&FILE.replacen(old, new, 1), RANGE), error);
+        }
+        for (old, new, error) in [
+            ("Timeline\": 1", "Timeline\": 0", "a WAL range is on timeline 0"),
+            ("0/2000100", "0/2000027", "the WAL range on timeline 1 ends before it starts"),
+        ] {
+            assert_eq!(told(FILE, &RANGE.replacen(old, new, 1)), error);
+        }
+        assert!(told(FILE, &RANGE.replace("0/2000028", "2000028")).contains("not a WAL position"));
+        assert!(told(&FILE.replace("\"Size\"", "\"Extra\": 1, \"Size\""), RANGE).starts_with("unknown field `Extra`"));
+        let twice = version_1(&format!("{FILE},{FILE}"), RANGE);
+        assert_eq!(parse(&twice), Err(ManifestError::Twice(path(b"base/1/1247"))));
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let deep = FILE.replace("\"2026-11-22 11:57:49 GMT\"", &"[".repeat(1 << 20));
+        assert!(matches!(parse(&version_1(&deep, RANGE)), Err(ManifestError::Content(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn p6_no_content_does_harm(junk: Vec<u8>, changes: Vec<(Index, u8)>) {
+            let _ = Manifest::parse(&junk);
+            let mut body = version_1(FILE, RANGE).into_bytes();
+            for (at, byte) in changes {
+                let at = at.index(body.len());
+                body[at] = byte;
+            }
+            if let Ok(body) = std::str::from_utf8(&body) {
+                let _ = parse(body);
+            }
+            let _ = Manifest::parse(&body);
+        }
+    }
+}

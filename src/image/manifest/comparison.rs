@@ -147,3 +147,99 @@ fn never_listed(path: &MemberPath) -> bool {
         None => path.as_bytes() == b"backup_manifest",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{sealed, version_1};
+    use super::*;
+    use crate::image::Hasher;
+
+    fn path(name: &str) -> MemberPath {
+        MemberPath::new(name.as_bytes()).unwrap()
+    }
+
+    fn checksum(algorithm: ManifestAlgorithm, data: &[u8]) -> Option<Checksum> {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(data);
+        hasher.finish()
+    }
+
+    /// A path, its content, and what it is digested with.
+    type File = (&'static str, String, ManifestAlgorithm);
+
+    const LISTED: [(&str, &str, ManifestAlgorithm); 4] = [
+        ("base/1/1247", "one", ManifestAlgorithm::Crc32c),
+        ("PG_VERSION", "15\n", ManifestAlgorithm::Sha256),
+        ("pg_wal/archive_status/000000010000000000000001.done", "", ManifestAlgorithm::Crc32c),
+        ("by_size", "size", ManifestAlgorithm::None),
+    ];
+
+    fn manifest() -> Manifest {
+        let entry = |(path, data, algorithm): (&str, &str, ManifestAlgorithm)| {
+            let sum = checksum(algorithm, data.as_bytes())
+                .map(|sum| format!(", \"Checksum-Algorithm\": \"{algorithm}\", \"Checksum\": \"{sum}\""));
+            let (size, sum) = (data.len(), sum.unwrap_or_default());
+            format!("{{ \"Path\": \"{path}\", \"Size\": {size}, \"Last-Modified\": \"x\"{sum} }}")
+        };
+        let files = LISTED.map(entry).join(",\n");
+        Manifest::parse(&sealed(&version_1(&files, ""))).unwrap()
+    }
+
+    /// All that is listed, as it is listed, but for what `change` makes of it.
+    fn compare(change: impl FnOnce(&mut Vec<File>)) -> Result<Compared, Vec<Difference>> {
+        let mut laid_out = LISTED.map(|(name, data, algorithm)| (name, data.to_owned(), algorithm)).to_vec();
+        change(&mut laid_out);
+        let mut comparison = Comparison::new();
+        for (name, data, algorithm) in laid_out {
+            comparison.add(path(name), data.len() as u64, checksum(algorithm, data.as_bytes()));
+        }
+        comparison.check(&manifest())
+    }
+
+    #[test]
+    fn all_as_listed_in_any_order() {
+        let all = Ok(Compared { files: 4, bytes: 10, by_checksum: 3 });
+        assert_eq!(compare(|_| ()), all);
+        assert_eq!(compare(|files| files.reverse()), all);
+        // Never listed by a server, whatever they hold.
+        for name in ["backup_manifest", "pg_wal/000000010000000000000001"] {
+            assert_eq!(compare(|files| files.push((name, "x".into(), ManifestAlgorithm::None))), all);
+        }
+    }
+
+    #[test]
+    fn p3_every_difference_is_named() {
+        for at in 0..LISTED.len() {
+            let name = path(LISTED[at].0);
+            assert_eq!(compare(|files| _ = files.remove(at)), Err(vec![Difference::Missing(name.clone())]));
+            assert_eq!(compare(|files| files.push(files[at].clone())), Err(vec![Difference::Twice(name.clone())]));
+            let found = LISTED[at].1.len() as u64 + 8;
+            let size = Difference::Size { path: name, found, listed: found - 8 };
+            assert_eq!(compare(|files| files[at].1.push_str("longer..")), Err(vec![size]));
+        }
+        for name in ["base/1/1248", "pg_wal/00000001.history", "pg_wal/x/000000010000000000000001", "zz"] {
+            assert_eq!(
+                compare(|files| files.push((name, String::new(), ManifestAlgorithm::Crc32c))),
+                Err(vec![Difference::Extra(path(name))])
+            );
+        }
+        let expected = Difference::Checksum {
+            path: path("base/1/1247"),
+            found: checksum(ManifestAlgorithm::Crc32c, b"two").unwrap(),
+            listed: checksum(ManifestAlgorithm::Crc32c, b"one").unwrap(),
+        };
+        assert_eq!(compare(|files| files[0].1 = "two".into()), Err(vec![expected]));
+        let all = LISTED.map(|(name, ..)| Difference::Missing(path(name)));
+        let mut differences = compare(Vec::clear).unwrap_err();
+        differences.sort_by_key(|difference| all.iter().position(|d| d == difference));
+        assert_eq!(differences, all);
+    }
+
+    #[test]
+    fn p3_what_was_not_digested_does_not_pass() {
+        for algorithm in [ManifestAlgorithm::None, ManifestAlgorithm::Sha256] {
+            let expected = Difference::NotDigested { path: path("base/1/1247"), listed: ManifestAlgorithm::Crc32c };
+            assert_eq!(compare(|files| files[0].2 = algorithm), Err(vec![expected]));
+        }
+    }
+}
