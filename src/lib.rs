@@ -2,8 +2,8 @@
 
 pub mod archive;
 pub mod codec;
+pub mod connection;
 pub mod disk;
 pub mod image;
 pub mod protocol;
-pub mod receive;
 pub mod wal;

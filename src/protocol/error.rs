@@ -73,7 +73,7 @@ impl ServerError {
     ///
     /// # Errors
     /// When the message cannot be decoded.
-    pub(super) fn collect(mut fields: ErrorFields<'_>) -> Result<Self, ProtocolError> {
+    pub fn collect(mut fields: ErrorFields<'_>) -> Result<Self, ProtocolError> {
         let mut error =
             Self { severity: String::new(), sqlstate: String::new(), message: String::new(), detail: None, hint: None };
         while let Some(field) = fields.next().map_err(|_| ProtocolError::Malformed("error message"))? {

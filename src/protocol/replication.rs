@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -307,7 +308,7 @@ impl NextTimeline {
 ///
 /// # Errors
 /// When it is not one such row.
-pub(super) fn backup_position(rows: &[Row]) -> Result<Pos, ProtocolError> {
+pub fn backup_position(rows: &[Row]) -> Result<Pos, ProtocolError> {
     let [lsn, tli] = single(rows, "BASE_BACKUP")?;
     Ok(Pos::new(timeline(required(tli, "timeline")?)?, position(required(lsn, "WAL position")?)?))
 }
@@ -355,6 +356,27 @@ impl TablespaceRow {
             size_kb: size.as_deref().map(|size| number(size, "tablespace size")).transpose()?,
         })
     }
+}
+
+/// Reads a time as SHOW prints it: a number with `ms`, `s`, `min`, `h` or `d`, or `0`.
+pub fn duration_setting(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let milliseconds: u64 = match text.get(digits.len()..)? {
+        // Without a unit SHOW prints only 0, which is 0 in every unit.
+        "ms" | "" => 1,
+        "s" => 1000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    Some(Duration::from_millis(number::<u64>(digits.as_bytes(), "time").ok()?.checked_mul(milliseconds)?))
+}
+
+/// Reads a directory's mode as SHOW prints it, in octal: `0700`.
+pub fn mode_setting(text: &str) -> Option<u32> {
+    let octal = (1..=5).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
+    octal.then(|| u32::from_str_radix(text, 8).ok()).flatten()
 }
 
 fn single<'a, const N: usize>(rows: &'a [Row], command: &'static str) -> Result<&'a [Option<Bytes>; N], ProtocolError> {
@@ -511,6 +533,20 @@ mod tests {
         assert_eq!(NextTimeline::from_rows(&[row(&[Some("2"), Some("0/500")])]), Ok(Some(next)));
         let twice = [row(&[Some("2"), Some("0/500")]), row(&[Some("2"), Some("0/500")])];
         assert_eq!(NextTimeline::from_rows(&twice), Err(ProtocolError::Shape("START_REPLICATION")));
+    }
+
+    #[test]
+    fn settings_are_read_as_show_prints_them() {
+        for (text, seconds) in
+            [("0", 0.0), ("1min", 60.0), ("90s", 90.0), ("500ms", 0.5), ("1h", 3600.0), ("2d", 172_800.0)]
+        {
+            assert_eq!(duration_setting(text), Some(Duration::from_secs_f64(seconds)), "{text}");
+        }
+        for text in ["", "-1", "s", "1 s", "1week", "99999999999999999999d", "18446744073709551615d"] {
+            assert_eq!(duration_setting(text), None, "{text:?}");
+        }
+        assert_eq!((mode_setting("0700"), mode_setting("0750")), (Some(0o700), Some(0o750)));
+        assert_eq!((mode_setting("0800"), mode_setting(""), mode_setting("+700")), (None, None, None));
     }
 
     #[test]
