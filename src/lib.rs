@@ -6,4 +6,5 @@ pub mod connection;
 pub mod disk;
 pub mod image;
 pub mod protocol;
+pub mod receive;
 pub mod wal;

@@ -132,6 +132,14 @@ impl Archive {
         Ok(history)
     }
 
+    /// Bytes that can still be written to the folder's file system.
+    ///
+    /// # Errors
+    /// When the file system does not say.
+    pub fn room(&self) -> Result<u64, ArchiveError> {
+        Ok(self.disk.available(&self.dir)?)
+    }
+
     fn remove_if_there(&self, path: &Path) -> Result<(), ArchiveError> {
         match self.disk.remove(path) {
             Err(e) if e.trouble() != crate::disk::Trouble::Missing => Err(e.into()),

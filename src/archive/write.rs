@@ -196,7 +196,11 @@ impl Writer {
         let known = self.compare(segment, at, bytes)?;
         let checked = self.chain.feed(bytes, &mut |_| {});
         self.store(segment, at, bytes, known, told)?;
-        checked?;
+        if let Err(broken) = checked {
+            // The bytes are kept for whoever looks into it; they are not called durable.
+            let _kept = self.settle();
+            return Err(broken.into());
+        }
         if self.held.as_ref().is_some_and(|held| self.chain.at() >= held.upto) {
             self.end_comparison(segment)?;
         }

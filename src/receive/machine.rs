@@ -274,13 +274,12 @@ impl Receiver {
             }
         }
         match self.ending {
-            Some(ending) => {
-                if !self.ended {
-                    self.reply(now, out);
-                    self.ended = true;
-                    out.push(Action::End(ending));
-                }
+            Some(ending) if !self.ended => {
+                self.reply(now, out);
+                self.ended = true;
+                out.push(Action::End(ending));
             }
+            Some(_) => {}
             None if self.settings.synchronous && durable.is_some() && !self.is_durable() => self.settle(out),
             None => {}
         }
@@ -342,7 +341,10 @@ impl Receiver {
 
     /// Whether all that was received is durable.
     fn is_durable(&self) -> bool {
-        self.durable.map_or(self.unsynced_since.is_none(), |durable| durable.pos().lsn() >= self.received)
+        match self.durable {
+            Some(durable) => durable.pos().lsn() >= self.received,
+            None => self.unsynced_since.is_none(),
+        }
     }
 }
 

@@ -115,4 +115,3 @@ pub enum Finished {
     /// It passed the end position.
     EndPosition,
 }
-

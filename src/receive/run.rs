@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::pipe::Pipe;
@@ -10,9 +11,9 @@ use super::setup::Upstream;
 use super::stream::{Ended, stream};
 use super::{Ending, Event, Finished, Options, ReceiveError, Receiver, Settings, Violation};
 use crate::archive::{Archive, OldEnd, Resumption};
-use crate::connection::StreamEnd;
+use crate::connection::{Started, StreamEnd};
 use crate::disk::Trouble;
-use crate::protocol::Condition;
+use crate::protocol::{Condition, NextTimeline};
 use crate::wal::{Broken, Lsn, Pos, Segment};
 
 /// The first wait before connecting again, which doubles up to the second.
@@ -139,19 +140,99 @@ async fn session(
         if options.end.is_some_and(|end| start.lsn() > end) {
             return Ok(Some(Finished::EndPosition));
         }
-        let (ending, old) = match one_stream(upstream, resumption, options, doubts, stop, tell).await {
+        let streamed = one_stream(upstream, resumption, options, doubts, stop, tell).await;
+        let (next, old) = match streamed {
+            Ok(OneStream::Finished(finished)) => return Ok(Some(finished)),
+            Ok(OneStream::ServerShutdown) => return Ok(None),
+            Ok(OneStream::Next(next, old)) => (next, old),
             Err(ReceiveError::Session(e)) if e.condition() == Some(Condition::WalRemoved) && doubts.removed => {
                 return Err(upstream.gap(options, start).await);
             }
-            other => other?,
-        };
-        let next = match ending {
-            Ending2::Finished(finished) => return Ok(Some(finished)),
-            Ending2::ServerShutdown => return Ok(None),
-            Ending2::Next(next) => next,
+            Err(e) => return Err(e),
         };
         tell(Event::TailKept(Segment::containing(start.at(next.at), archive.size())));
         resumption = upstream.follow(archive, start.tli(), old, next).await?;
         tell(Event::Switched(Pos::new(next.tli, next.at)));
     }
+}
+
+/// How one timeline's stream ended.
+enum OneStream {
+    Finished(Finished),
+    ServerShutdown,
+    /// The timeline that follows, and what is held of the one that ended.
+    Next(NextTimeline, Option<OldEnd>),
+}
+
+async fn one_stream(
+    upstream: &mut Upstream,
+    resumption: Resumption,
+    options: &Options,
+    doubts: &mut Doubts,
+    stop: &CancellationToken,
+    tell: &mut impl FnMut(Event),
+) -> Result<OneStream, ReceiveError> {
+    let Resumption { start, old, writer, .. } = resumption;
+    match upstream.session.start_replication(options.slot.name(), start).await? {
+        Started::Streaming => {}
+        Started::TimelineEnded(next) => return Ok(OneStream::Next(next, old)),
+    }
+    tell(Event::Streaming(start));
+    let mut receiver = receiver(upstream, options, start, old);
+    let mut pipe = Pipe::new(writer)?;
+    let streamed = stream(&mut upstream.session, &mut receiver, &mut pipe, stop, tell).await;
+    if receiver.received() > start.lsn() {
+        (doubts.streamed, doubts.removed) = (true, false);
+    }
+    // What the writer has to say goes before a lost connection: it may be the reason.
+    pipe.close().await?;
+    let received = OldEnd { valid: receiver.received(), touched: receiver.received() };
+    match streamed? {
+        Ended::ServerShutdown => Ok(OneStream::ServerShutdown),
+        Ended::WriterGone => Err(ReceiveError::Ended),
+        Ended::By(Ending::Timeline) => match upstream.session.end_stream().await? {
+            StreamEnd::NextTimeline(next) => Ok(OneStream::Next(next, Some(received))),
+            StreamEnd::Ended => Ok(OneStream::ServerShutdown),
+        },
+        Ended::By(ending) => {
+            // All is durable and reported; a server that does not answer changes nothing.
+            let _ = timeout(FAREWELL, upstream.session.end_stream()).await;
+            let stopped = ending == Ending::Stopped;
+            Ok(OneStream::Finished(if stopped { Finished::Stopped } else { Finished::EndPosition }))
+        }
+    }
+}
+
+fn receiver(upstream: &Upstream, options: &Options, start: Pos, old: Option<OldEnd>) -> Receiver {
+    let settings = Settings {
+        synchronous: options.synchronous,
+        sync_interval: options.sync_interval,
+        status_interval: options.status_interval,
+        sender_timeout: upstream.sender_timeout,
+        report_flush: options.synchronous || options.slot.name().is_some(),
+        end: options.end,
+    };
+    // No session can have reported more than the server has.
+    let report_from = old.map_or(Lsn::ZERO, |old| old.touched.min(upstream.position.lsn()));
+    Receiver::new(Instant::now(), settings, start.tli(), start.lsn(), report_from)
+}
+
+/// Waits; false if told to stop meanwhile.
+async fn rest(wait: Duration, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep(wait) => true,
+    }
+}
+
+/// After the disk was full, waits until a segment fits again, unless told to stop. A disk that does
+/// not say how much room it has is tried again after a while.
+async fn room(error: &ReceiveError, archive: &Archive, stop: &CancellationToken) -> bool {
+    let full = error.disk().is_some_and(|e| e.trouble() == Trouble::Full);
+    while full && archive.room().is_ok_and(|room| room < archive.size().bytes()) {
+        if !rest(LONGEST_WAIT, stop).await {
+            return false;
+        }
+    }
+    true
 }

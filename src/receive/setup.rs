@@ -9,7 +9,6 @@ use crate::protocol::{Condition, NextTimeline, Retention, SlotKind, SlotName, Sl
 use crate::wal::{History, Lsn, Pos, Segment, SegmentSize, TimelineId};
 
 /// A connected server, and what it says of itself.
-#[derive(Debug)]
 pub struct Upstream {
     /// The replication session.
     pub session: Session,
@@ -138,12 +137,7 @@ impl Upstream {
         self.begin(archive, route, start).await
     }
 
-    pub(super) async fn begin(
-        &self,
-        archive: &Archive,
-        route: History,
-        at: Pos,
-    ) -> Result<Resumption, ReceiveError> {
+    pub(super) async fn begin(&self, archive: &Archive, route: History, at: Pos) -> Result<Resumption, ReceiveError> {
         let segment = Segment::containing(at, self.segment_size);
         let archive = archive.clone();
         Ok(blocking(move || archive.begin(&route, segment)).await?)

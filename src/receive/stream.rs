@@ -41,14 +41,14 @@ pub(super) async fn stream(
     stop: &CancellationToken,
     tell: &mut impl FnMut(Event),
 ) -> Result<Ended, ReceiveError> {
-    let mut task = Task { session, receiver, pipe, waiting: VecDeque::new(), actions: Vec::new() };
+    let mut task = Task { session, receiver, pipe, waiting: VecDeque::new(), actions: Vec::new(), done: false };
     let greeting = task.receiver.greeting();
     task.reply(greeting).await?;
     let mut stopping = false;
     loop {
         let deadline = task.receiver.deadline();
         let due = sleep_until(deadline.unwrap_or_else(Instant::now).into());
-        let free = task.waiting.is_empty();
+        let may_read = task.may_read();
         let step = tokio::select! {
             biased;
             () = stop.cancelled(), if !stopping => {
@@ -59,14 +59,14 @@ pub(super) async fn stream(
                 Some(notice) => Step::Notice(notice),
                 None => return Ok(Ended::WriterGone),
             },
-            room = task.pipe.commands.reserve(), if !free => {
+            room = task.pipe.commands.reserve(), if !task.waiting.is_empty() => {
                 let (Ok(room), Some(command)) = (room, task.waiting.pop_front()) else {
                     return Ok(Ended::WriterGone);
                 };
                 room.send(command);
                 Step::Room
             }
-            streamed = task.session.next_stream(), if free => Step::Streamed(streamed?),
+            streamed = task.session.next_stream(), if may_read => Step::Streamed(streamed?),
             () = due, if deadline.is_some() => Step::Input(Input::Tick),
         };
         if let Some(ended) = task.take(step, tell).await? {
@@ -89,6 +89,8 @@ struct Task<'a> {
     /// Commands for which the queue had no room. While there are any, nothing is read.
     waiting: VecDeque<Command>,
     actions: Vec<Action>,
+    /// The server has sent all of the timeline: only the writer is waited for.
+    done: bool,
 }
 
 impl Task<'_> {
@@ -96,7 +98,7 @@ impl Task<'_> {
         match step {
             Step::Input(input) => self.step(input)?,
             Step::Notice(notice) => self.noticed(notice, tell)?,
-            Step::Room => self.receiver.heard(Instant::now()),
+            Step::Room => {}
             Step::Streamed(first) => {
                 let mut next = Some(first);
                 let mut taken = 0;
@@ -104,14 +106,14 @@ impl Task<'_> {
                     match streamed {
                         Streamed::Message(message) => self.step(Input::Message(message))?,
                         Streamed::CopyDone => {
+                            self.done = true;
                             self.step(Input::TimelineEnds)?;
-                            return self.finish_timeline(tell).await;
                         }
                         Streamed::ServerShutdown => return Ok(Some(Ended::ServerShutdown)),
                     }
                     taken += 1;
                     self.hand_over();
-                    if taken < BURST && self.waiting.is_empty() {
+                    if taken < BURST && self.may_read() {
                         next = self.session.try_next_stream()?;
                     }
                 }
@@ -120,30 +122,18 @@ impl Task<'_> {
         self.act().await
     }
 
-    /// After the server's CopyDone there is nothing to read: only the writer is waited for.
-    async fn finish_timeline(&mut self, tell: &mut impl FnMut(Event)) -> Result<Option<Ended>, ReceiveError> {
-        loop {
-            if let Some(ended) = self.act().await? {
-                return Ok(Some(ended));
-            }
-            tokio::select! {
-                biased;
-                notice = self.pipe.notices.recv() => match notice {
-                    Some(notice) => self.noticed(notice, tell)?,
-                    None => return Ok(Some(Ended::WriterGone)),
-                },
-                room = self.pipe.commands.reserve(), if !self.waiting.is_empty() => {
-                    match (room, self.waiting.pop_front()) {
-                        (Ok(room), Some(command)) => room.send(command),
-                        _ => return Ok(Some(Ended::WriterGone)),
-                    }
-                }
-            }
-        }
+    /// Whether the server may have more, and the writer has room for it.
+    fn may_read(&self) -> bool {
+        self.waiting.is_empty() && !self.done
     }
 
     fn step(&mut self, input: Input) -> Result<(), ReceiveError> {
-        Ok(self.receiver.step(Instant::now(), input, &mut self.actions)?)
+        let now = Instant::now();
+        if !self.may_read() {
+            // A server is not silent while it is we who do not listen.
+            self.receiver.heard(now);
+        }
+        Ok(self.receiver.step(now, input, &mut self.actions)?)
     }
 
     fn noticed(&mut self, notice: Notice, tell: &mut impl FnMut(Event)) -> Result<(), ReceiveError> {
