@@ -323,6 +323,11 @@ impl Disk for Real {
         Ok(Lock { file: Some(file) })
     }
 
+    fn lock_dir(&self, path: &Path) -> Result<Lock, DiskError> {
+        let file = lock_file(path, OpenOptions::new().read(true), false)?;
+        Ok(Lock { file: Some(file) })
+    }
+
     fn lock_shared(&self, path: &Path) -> Result<Lock, DiskError> {
         let file = lock_file(path, OpenOptions::new().read(true), true)?;
         Ok(Lock { file: Some(file) })

@@ -91,13 +91,6 @@ pub enum Event {
     },
     /// The connection is back.
     Reconnected,
-    /// A standby that is behind what is held is waited for.
-    Behind {
-        /// Where it is.
-        server: Pos,
-        /// What is held.
-        held: Lsn,
-    },
     /// A record did not verify; it is asked for once more.
     Again {
         /// Where and why.

@@ -108,7 +108,7 @@ impl Doubts {
                 }
                 true
             }
-            ReceiveError::Ahead { .. } => true,
+            ReceiveError::Ahead { standby, .. } => *standby,
             other => other.disk().is_some_and(|e| e.trouble() == Trouble::Full),
         }
     }
