@@ -1,1 +1,6 @@
 //! Scripted peers and captured bytes.
+
+mod login;
+mod scram;
+mod server;
+mod session;
