@@ -304,7 +304,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let own = match self.condition()? {
             Condition::WalRemoved => {
-                "the server no longer has this WAL: take a new backup; a slot or wal_keep_size prevents it"
+                "the server no longer has this file: a slot would have kept the WAL; a new backup begins anew"
             }
             Condition::Missing => "make it with: walhold slot create",
             Condition::Exists => "drop it first, or choose another name",

@@ -21,6 +21,9 @@ use crate::wal::{Pos, SegmentSize, TimelineId};
 /// How long the server may take to answer a command that needs no work.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Rows of one answer, and the bytes in them.
 const MAX_ROWS: usize = 20_000;
 const MAX_ANSWER: usize = 16 << 20;
@@ -449,6 +452,13 @@ impl Session {
                 None => self.wire.fill().await.map_err(Error::Lost)?,
             }
         }
+    }
+
+    /// Takes leave of the server, which then need not find out that we are gone.
+    pub async fn close(mut self) {
+        frontend::terminate(self.wire.outbox());
+        // The server may be gone already, or not be listening: nothing depends on it.
+        let _ = timeout(FAREWELL, self.wire.flush()).await;
     }
 
     fn feed_backup(&mut self, reply: Reply) -> Result<(), Error> {
