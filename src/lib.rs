@@ -1,4 +1,10 @@
 //! walhold: a PostgreSQL backup that can be proved.
 
+pub mod archive;
+pub mod codec;
+pub mod connection;
 pub mod disk;
+pub mod image;
+pub mod protocol;
+pub mod receive;
 pub mod wal;

@@ -118,13 +118,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// When the name exists or the file cannot be made.
     fn create(&self, path: &Path, mode: u32) -> Result<Box<dyn File>, DiskError>;
 
-    /// Makes a new file of `len` zero bytes, open as [`Access::WriteDirect`]; it and its entry are
-    /// durable on return. It fails if the name is taken.
+    /// Makes a new file of `len` zero bytes, open as [`Access::WriteDirect`]. It fails if the name
+    /// is taken. Neither the zeros nor the entry are durable before the first sync of each.
     ///
     /// # Errors
-    /// When the name exists, there is no room, or a sync fails.
-    fn create_zeroed(&self, path: &Path, len: u64, fill: Fill, mode: u32)
-    -> Result<(Box<dyn File>, Synced), DiskError>;
+    /// When the name exists or there is no room.
+    fn create_zeroed(&self, path: &Path, len: u64, fill: Fill, mode: u32) -> Result<Box<dyn File>, DiskError>;
 
     /// Opens a file that exists.
     ///

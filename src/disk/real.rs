@@ -196,7 +196,7 @@ impl Syncs {
         }
     }
 
-    fn create_zeroed(self, path: &Path, len: u64, fill: Fill, mode: u32) -> Result<(Box<dyn File>, Synced), DiskError> {
+    fn create_zeroed(self, path: &Path, len: u64, fill: Fill, mode: u32) -> Result<Box<dyn File>, DiskError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(mode);
         let (file, direct) = open_direct(&mut options, path).map_err(wrong("create", path))?;
@@ -209,9 +209,7 @@ impl Syncs {
             let _ = fs::remove_file(path);
             return Err(DiskError::new("reserve room for", path, e));
         }
-        let _data: Synced = self.sync(&file, path)?;
-        let synced = self.sync_parent(path)?;
-        Ok((Box::new(RealFile { file, path: path.to_owned(), direct, syncs: self }), synced))
+        Ok(Box::new(RealFile { file, path: path.to_owned(), direct, syncs: self }))
     }
 
     fn open(self, path: &Path, access: Access) -> Result<Box<dyn File>, DiskError> {
@@ -238,13 +236,7 @@ impl Disk for Real {
         Ok(Box::new(RealFile { file, path: path.to_owned(), direct: false, syncs: self.syncs }))
     }
 
-    fn create_zeroed(
-        &self,
-        path: &Path,
-        len: u64,
-        fill: Fill,
-        mode: u32,
-    ) -> Result<(Box<dyn File>, Synced), DiskError> {
+    fn create_zeroed(&self, path: &Path, len: u64, fill: Fill, mode: u32) -> Result<Box<dyn File>, DiskError> {
         self.syncs.create_zeroed(path, len, fill, mode)
     }
 
@@ -346,7 +338,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (name, fill) in [("a", Fill::Reserve), ("b", Fill::Zeros)] {
             let path = dir.path().join(name);
-            let (mut file, _) = Real::new().create_zeroed(&path, 3 << 20, fill, 0o600).unwrap();
+            let mut file = Real::new().create_zeroed(&path, 3 << 20, fill, 0o600).unwrap();
             let mut block = AlignedBuf::zeroed(BLOCK);
             block.fill(7);
             file.write_at(BLOCK as u64, &block).unwrap();

@@ -68,6 +68,11 @@ impl History {
         Self { tli: TimelineId::FIRST, switches: Vec::new() }
     }
 
+    /// A timeline whose ancestors are not known, or do not matter.
+    pub const fn alone(tli: TimelineId) -> Self {
+        Self { tli, switches: Vec::new() }
+    }
+
     /// Reads the file of timeline `tli`.
     ///
     /// # Errors
@@ -117,12 +122,17 @@ impl History {
         self.switches.iter().copied().find(|s| s.from == ancestor)
     }
 
+    /// The timeline that came after `ancestor` on the way to this one; this one after the last.
+    pub fn after(&self, ancestor: TimelineId) -> TimelineId {
+        self.switches.iter().map(|s| s.from).find(|from| *from > ancestor).unwrap_or(self.tli)
+    }
+
     /// The timeline that the byte at `lsn` belongs to on this history.
     pub fn owner(&self, lsn: Lsn) -> TimelineId {
         self.switches.iter().find(|s| lsn < s.at).map_or(self.tli, |s| s.from)
     }
 
-    /// The timeline whose segment file holds `segment_no` on this history. The file in which a
+    /// The segment whose file holds the byte at `lsn` on this history. The file in which a
     /// timeline ends belongs to its successor, which begins with a copy of it (`tliOfPointInHistory`
     /// of the segment's last byte).
     pub fn segment_at(&self, lsn: Lsn, size: SegmentSize) -> Segment {

@@ -1,10 +1,12 @@
 //! Write-ahead log as bytes and names: positions, timelines, segments, history files, and the
 //! verifier that follows records from page to page. Pure: no file, socket or clock.
 
+pub(crate) mod chain;
 mod history;
 mod position;
 mod segment;
 
+pub use chain::{Broken, Chain, Fault, Record, RecordKind, Seed};
 pub use history::{History, HistoryError, HistoryFile, Switch};
 pub use position::{Lsn, ParseLsnError, Pos, TimelineId};
 pub use segment::{ParseSegmentSizeError, Segment, SegmentSize};

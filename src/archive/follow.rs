@@ -1,0 +1,96 @@
+//! Following WAL that another process writes, and making it durable ourselves: nobody's word is
+//! taken for it.
+
+use super::read::walk_segment;
+use super::{Archive, ArchiveError, Durable, Stopped};
+use crate::disk::Access;
+use crate::wal::{Chain, History, Lsn, Pos, Seed, Segment};
+
+/// Walks the files of a folder as they grow.
+#[derive(Debug)]
+pub struct Follower {
+    archive: Archive,
+    route: History,
+    chain: Chain,
+    /// The first segment that has not been synced whole.
+    unsynced: Segment,
+}
+
+/// How far the files reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Followed {
+    /// Exclusive end of the last whole record.
+    pub whole: Lsn,
+    /// What the walk met there: usually the end of what the partial holds.
+    pub stopped: Stopped,
+}
+
+impl Follower {
+    /// Begins at the start of the segment that holds `from`, on `route`'s timeline.
+    pub fn new(archive: Archive, route: History, from: Lsn) -> Self {
+        let first = route.segment_at(from, archive.size);
+        let seed =
+            Seed { start: first.start(), size: archive.size, system_id: archive.system_id, newest_tli: route.tli() };
+        Self { archive, chain: Chain::new(seed), route, unsynced: first }
+    }
+
+    /// Walks on as far as the files go.
+    ///
+    /// # Errors
+    /// When a file that is there cannot be read.
+    pub fn advance(&mut self) -> Result<Followed, ArchiveError> {
+        loop {
+            let segment = self.route.segment_at(self.chain.at(), self.archive.size);
+            let Some(mut reader) = self.archive.open_segment(segment, Access::Read)? else {
+                return Ok(self.followed(Stopped::Missing(segment)));
+            };
+            let mut further = self.chain.clone();
+            let stopped = walk_segment(&mut reader, &mut further, segment.end(), &mut |_| {})?;
+            let whole = match stopped {
+                Stopped::Reached => {
+                    self.chain = further;
+                    continue;
+                }
+                Stopped::Invalid { broken, .. } => broken.whole,
+                _ => further.whole(),
+            };
+            // A chain that has met what does not belong cannot go on: walk again up to there.
+            if whole > self.chain.at()
+                && let Some(mut reader) = self.archive.open_segment(segment, Access::Read)?
+            {
+                let mut further = self.chain.clone();
+                if walk_segment(&mut reader, &mut further, whole, &mut |_| {})? == Stopped::Reached {
+                    self.chain = further;
+                }
+            }
+            return Ok(self.followed(stopped));
+        }
+    }
+
+    /// Syncs the files and the folder, so that what [`Follower::advance`] walked is durable.
+    ///
+    /// # Errors
+    /// When a sync fails, or a file has gone.
+    pub fn settle(&mut self) -> Result<Durable, ArchiveError> {
+        let end = Pos::new(self.route.tli(), self.chain.whole());
+        let last = Lsn::new(end.lsn().get().saturating_sub(1)).max(self.unsynced.start());
+        let mut segment = self.unsynced;
+        loop {
+            let path = match self.archive.open_segment(segment, Access::Read)? {
+                Some(reader) => reader.path().to_owned(),
+                None => self.archive.dir.join(segment.name()),
+            };
+            let (_file, data) = self.archive.disk.open(&path, Access::Read)?.sync()?;
+            let entry = self.archive.disk.sync_dir(&self.archive.dir)?;
+            self.unsynced = segment;
+            if segment.contains(last) {
+                return Ok(Durable::new(end, &data, &entry));
+            }
+            segment = self.route.segment_at(segment.end(), self.archive.size);
+        }
+    }
+
+    fn followed(&self, stopped: Stopped) -> Followed {
+        Followed { whole: self.chain.whole(), stopped }
+    }
+}

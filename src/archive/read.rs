@@ -1,0 +1,284 @@
+//! Reading segments, in whatever form they are stored, and walking the chain through them.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use super::{Archive, ArchiveError, MAX_HISTORY};
+use crate::codec::{self, Codec};
+use crate::disk::{Access, AlignedBuf, File, Trouble};
+use crate::wal::{Broken, Chain, History, HistoryFile, Lsn, Record, Segment, TimelineId};
+
+/// How much is read at a time.
+const CHUNK: usize = 256 << 10;
+
+/// What a segment's file is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Form {
+    /// How its bytes are stored.
+    pub codec: Codec,
+    /// Whether its name ends in `.partial`.
+    pub partial: bool,
+}
+
+/// A segment's bytes from its beginning on.
+pub struct SegmentReader {
+    segment: Segment,
+    form: Form,
+    path: PathBuf,
+    source: Source,
+    buffer: AlignedBuf,
+    filled: std::ops::Range<usize>,
+    /// Offset of the next byte to be read into the buffer.
+    next: u64,
+}
+
+enum Source {
+    Plain(Box<dyn File>),
+    Decoded(Box<dyn Read + Send>),
+}
+
+/// Why a walk ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stopped {
+    /// It came to where it was to go.
+    Reached,
+    /// There is no file for this segment.
+    Missing(Segment),
+    /// The file ends before the segment does.
+    Short {
+        /// Which segment.
+        segment: Segment,
+        /// What the file is.
+        form: Form,
+        /// How many bytes of the segment it holds.
+        bytes: u64,
+    },
+    /// The chain does not go on: damage, or in a partial the end of what was received.
+    Invalid {
+        /// Which segment.
+        segment: Segment,
+        /// What the file is.
+        form: Form,
+        /// Where and why.
+        broken: Broken,
+    },
+}
+
+impl SegmentReader {
+    /// What the file is.
+    pub const fn form(&self) -> Form {
+        self.form
+    }
+
+    /// The file.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// The bytes that have been read ahead, or more if there are none; empty at the file's end.
+    ///
+    /// # Errors
+    /// When the file cannot be read or does not decode.
+    pub fn fill(&mut self) -> Result<&[u8], ArchiveError> {
+        if self.filled.is_empty() {
+            let read = match &mut self.source {
+                Source::Plain(file) => file.read_at(self.next, &mut self.buffer)?,
+                Source::Decoded(decoder) => match read_full(decoder, &mut self.buffer) {
+                    (read, None) => read,
+                    // A partial's last frame may lack its end: what decodes before that counts.
+                    (read, Some(_)) if self.form.partial => read,
+                    (_, Some(source)) => return Err(ArchiveError::Decode { path: self.path.clone(), source }),
+                },
+            };
+            self.next += read as u64;
+            self.filled = 0..read;
+        }
+        Ok(&self.buffer[self.filled.clone()])
+    }
+
+    /// Passes over the first `n` of the bytes that [`SegmentReader::fill`] gave.
+    pub fn consume(&mut self, n: usize) {
+        self.filled.start += n;
+    }
+
+    /// Passes over bytes up to `offset` from the segment's beginning; stops at the file's end.
+    ///
+    /// # Errors
+    /// As [`SegmentReader::fill`].
+    pub fn skip_to(&mut self, offset: u64) -> Result<(), ArchiveError> {
+        if let Source::Plain(file) = &self.source
+            && self.filled.is_empty()
+            && self.next == 0
+        {
+            let unit = file.alignment() as u64;
+            self.next = offset / unit * unit;
+        }
+        while self.offset() < offset {
+            let ahead = usize::try_from(offset - self.offset()).unwrap_or(usize::MAX);
+            let n = self.fill()?.len().min(ahead);
+            if n == 0 {
+                return Ok(());
+            }
+            self.consume(n);
+        }
+        Ok(())
+    }
+
+    /// Offset of the next byte that [`SegmentReader::fill`] gives.
+    pub const fn offset(&self) -> u64 {
+        self.next - (self.filled.end - self.filled.start) as u64
+    }
+}
+
+/// Reads until the buffer is full or the stream ends, or fails.
+fn read_full(from: &mut impl Read, into: &mut [u8]) -> (usize, Option<io::Error>) {
+    let mut done = 0;
+    while done < into.len() {
+        match from.read(&mut into[done..]) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return (done, Some(e)),
+        }
+    }
+    (done, None)
+}
+
+/// A file as a stream, for the decoders.
+pub(super) struct Sequential {
+    pub(super) file: Box<dyn File>,
+    pub(super) at: u64,
+}
+
+impl Read for Sequential {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(self.at, into).map_err(io::Error::other)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Archive {
+    /// Opens a segment in the first of its forms: the complete plain file, a complete compressed
+    /// one, a partial. `None` if there is none, which was asked twice, for a file may be renamed or
+    /// compressed between two looks.
+    ///
+    /// # Errors
+    /// When whether it is there cannot be found out, or it cannot be opened.
+    pub fn open_segment(&self, segment: Segment, access: Access) -> Result<Option<SegmentReader>, ArchiveError> {
+        for _look in 0..2 {
+            for partial in [false, true] {
+                for codec in Codec::ALL {
+                    if let Some(reader) = self.open_form(segment, Form { codec, partial }, access)? {
+                        return Ok(Some(reader));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Opens a segment's partial, whether or not a complete file is there too.
+    ///
+    /// # Errors
+    /// As [`Archive::open_segment`].
+    pub fn open_partial(&self, segment: Segment, access: Access) -> Result<Option<SegmentReader>, ArchiveError> {
+        for codec in Codec::ALL {
+            if let Some(reader) = self.open_form(segment, Form { codec, partial: true }, access)? {
+                return Ok(Some(reader));
+            }
+        }
+        Ok(None)
+    }
+
+    fn open_form(&self, segment: Segment, form: Form, access: Access) -> Result<Option<SegmentReader>, ArchiveError> {
+        let path = self.path_of(segment, form);
+        let access = if form.codec == Codec::Plain { access } else { Access::Read };
+        let file = match self.disk.open(&path, access) {
+            Ok(file) => file,
+            Err(e) if e.trouble() == Trouble::Missing => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let source = if form.codec == Codec::Plain {
+            Source::Plain(file)
+        } else {
+            let decoder = codec::reader(form.codec, Sequential { file, at: 0 })
+                .map_err(|source| ArchiveError::Decode { path: path.clone(), source })?;
+            Source::Decoded(decoder)
+        };
+        let buffer = AlignedBuf::zeroed(CHUNK);
+        Ok(Some(SegmentReader { segment, form, path, source, buffer, filled: 0..0, next: 0 }))
+    }
+
+    pub(super) fn path_of(&self, segment: Segment, form: Form) -> PathBuf {
+        let suffix = if form.partial { ".partial" } else { "" };
+        self.dir.join(format!("{segment}{}{suffix}", form.codec.suffix()))
+    }
+
+    /// Feeds the chain from where it stands up to `until` (exclusive), from the files that hold
+    /// the WAL of `route`.
+    ///
+    /// # Errors
+    /// When a file that is there cannot be read.
+    pub fn walk(
+        &self,
+        route: &History,
+        chain: &mut Chain,
+        until: Lsn,
+        seen: &mut impl FnMut(&Record<'_>),
+    ) -> Result<Stopped, ArchiveError> {
+        while chain.at() < until {
+            let segment = route.segment_at(chain.at(), self.size);
+            let Some(mut reader) = self.open_segment(segment, Access::Read)? else {
+                return Ok(Stopped::Missing(segment));
+            };
+            let stopped = walk_segment(&mut reader, chain, until, seen)?;
+            if stopped != Stopped::Reached {
+                return Ok(stopped);
+            }
+        }
+        Ok(Stopped::Reached)
+    }
+
+    pub(super) fn read_history(&self, tli: TimelineId) -> Result<Option<(PathBuf, Vec<u8>)>, ArchiveError> {
+        for codec in Codec::ALL {
+            let path = self.dir.join(format!("{}{}", HistoryFile(tli).name(), codec.suffix()));
+            let file = match self.disk.open(&path, Access::Read) {
+                Ok(file) => file,
+                Err(e) if e.trouble() == Trouble::Missing => continue,
+                Err(e) => return Err(e.into()),
+            };
+            let mut content = Vec::new();
+            let read = codec::reader(codec, Sequential { file, at: 0 })
+                .and_then(|decoder| decoder.take(MAX_HISTORY + 1).read_to_end(&mut content));
+            read.map_err(|source| ArchiveError::Decode { path: path.clone(), source })?;
+            return Ok(Some((path, content)));
+        }
+        Ok(None)
+    }
+}
+
+/// Feeds the chain from one segment's file, up to the segment's end or `until`.
+pub(super) fn walk_segment(
+    reader: &mut SegmentReader,
+    chain: &mut Chain,
+    until: Lsn,
+    seen: &mut impl FnMut(&Record<'_>),
+) -> Result<Stopped, ArchiveError> {
+    let (segment, form) = (reader.segment, reader.form);
+    let end = segment.end().min(until);
+    reader.skip_to(chain.at() - segment.start())?;
+    while chain.at() < end {
+        let ahead = usize::try_from(end - chain.at()).unwrap_or(usize::MAX);
+        let bytes = reader.fill()?;
+        let n = bytes.len().min(ahead);
+        if n == 0 {
+            return Ok(Stopped::Short { segment, form, bytes: reader.offset() });
+        }
+        if let Err(broken) = chain.feed(&bytes[..n], seen) {
+            return Ok(Stopped::Invalid { segment, form, broken });
+        }
+        reader.consume(n);
+    }
+    Ok(Stopped::Reached)
+}

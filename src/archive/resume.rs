@@ -1,0 +1,260 @@
+//! Where the archive ends, and a writer that goes on from there.
+
+use thiserror::Error;
+
+use super::read::walk_segment;
+use super::write::{Held, Place};
+use super::{Archive, ArchiveError, Form, SegmentReader, Stopped, Writer};
+use crate::codec::Codec;
+use crate::disk::{Access, Trouble};
+use crate::wal::{Broken, Chain, Fault, History, Lsn, Pos, Seed, Segment, TimelineId};
+
+/// What the archive held when it was opened to be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OldEnd {
+    /// Exclusive end of the last whole record.
+    pub valid: Lsn,
+    /// Exclusive end of all bytes that may have been acknowledged: of an open record, too.
+    pub touched: Lsn,
+}
+
+/// A writer, and where the server must begin to send.
+#[derive(Debug)]
+pub struct Resumption {
+    /// The first byte of the first segment that is not complete.
+    pub start: Pos,
+    /// What was held on that timeline; `None` if nothing that leads up to `start` is held.
+    pub old: Option<OldEnd>,
+    /// True if other WAL of the timeline lies before a hole before `start`'s run: an island.
+    pub after_hole: bool,
+    /// Takes the bytes from `start` on.
+    pub writer: Writer,
+}
+
+/// The archive cannot be gone on with.
+#[derive(Debug, Error)]
+pub enum ResumeError {
+    /// It cannot be read or written.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// A segment that was complete is not valid any more.
+    #[error("segment {segment} in the archive is damaged: {broken}")]
+    Damaged {
+        /// Which.
+        segment: Segment,
+        /// Where and why.
+        broken: Broken,
+    },
+    /// A segment that was complete has lost its end.
+    #[error("segment {segment} in the archive holds {bytes} bytes and must hold {}", segment.size().bytes())]
+    Truncated {
+        /// Which.
+        segment: Segment,
+        /// How many bytes there are.
+        bytes: u64,
+    },
+    /// The archive holds another cluster's WAL.
+    #[error("the archive holds WAL of the cluster with system identifier {held}, and the server's is {server}")]
+    OtherCluster {
+        /// In the segments.
+        held: u64,
+        /// What the server says.
+        server: u64,
+    },
+    /// A position that no segment can begin at: a server or operator said it.
+    #[error("WAL cannot begin at {0}")]
+    NoSuchStart(Lsn),
+}
+
+impl From<crate::disk::DiskError> for ResumeError {
+    fn from(e: crate::disk::DiskError) -> Self {
+        Self::Archive(e.into())
+    }
+}
+
+impl Archive {
+    /// Opens the archive at its end; `None` if it holds no segment. The newest timeline is gone on
+    /// with, at the end of its last unbroken run.
+    ///
+    /// A partial that turns out to be whole is given its final name.
+    ///
+    /// # Errors
+    /// When what is held is damaged, another cluster's, or cannot be read.
+    pub fn resume(&self) -> Result<Option<Resumption>, ResumeError> {
+        // What an earlier process left unsynced, names included, must not be built upon.
+        let _all = self.disk.sync_filesystem(&self.dir)?;
+        let listing = self.list()?;
+        let Some((last, tli)) = listing.newest_timeline().and_then(|tli| Some((listing.last_of(tli)?, tli))) else {
+            return Ok(None);
+        };
+        let (segment, stored) = last;
+        let first_open = if stored.complete { segment.next() } else { segment };
+        let mut resumption = self.begin(&self.route(tli)?, first_open)?;
+        resumption.after_hole = listing.runs(tli).len() > 1;
+        Ok(Some(resumption))
+    }
+
+    /// The history of `tli`. A folder written by another receiver may lack the file; its segments
+    /// are then gone on with as if the timeline had no ancestors, until the server has told.
+    fn route(&self, tli: TimelineId) -> Result<History, ArchiveError> {
+        match self.history(tli) {
+            Err(ArchiveError::NoHistory(_)) => Ok(History::alone(tli)),
+            other => other,
+        }
+    }
+
+    /// Opens the archive to be written from the start of `segment` on, which is on `route`'s
+    /// timeline. What the archive holds of it is kept and compared with what comes.
+    ///
+    /// # Errors
+    /// As [`Archive::resume`].
+    pub fn begin(&self, route: &History, segment: Segment) -> Result<Resumption, ResumeError> {
+        let mut segment = segment;
+        // Bounded: each turn has completed a segment that was there.
+        loop {
+            if segment.no() == 0 || segment.end().checked_add(segment.size().bytes()).is_none() {
+                return Err(ResumeError::NoSuchStart(segment.start()));
+            }
+            let chain = self.chain_before(route, segment)?;
+            if self.list()?.stored(segment).complete {
+                return self.go_over(segment, chain);
+            }
+            let Some(reader) = self.open_partial(segment, Access::ReadDirect)? else {
+                return Ok(self.resumption(segment, chain, None, None));
+            };
+            match self.go_on(segment, chain, reader)? {
+                Some(resumption) => return Ok(resumption),
+                None => segment = segment.next(),
+            }
+        }
+    }
+
+    /// The chain as it stands at the start of `segment`, seeded by what is held before it: one
+    /// segment, or as many as the record that reaches into it covers.
+    fn chain_before(&self, route: &History, segment: Segment) -> Result<Chain, ResumeError> {
+        let seed = |start| Seed { start, size: self.size, system_id: self.system_id, newest_tli: route.tli() };
+        let mut chain = Chain::new(seed(segment.start()));
+        let mut first = segment;
+        while let Some(before) = first.previous().filter(|before| before.no() > 0) {
+            let before = route.segment_at(before.start(), self.size);
+            if !self.list()?.stored(before).complete {
+                break;
+            }
+            first = before;
+            chain = Chain::new(seed(first.start()));
+            let stopped = self.walk(route, &mut chain, segment.start(), &mut |_| {})?;
+            match stopped {
+                Stopped::Reached if chain.last_record().is_some() => break,
+                Stopped::Reached => {}
+                Stopped::Invalid { segment, broken, .. } => return Err(self.damaged(segment, broken)),
+                Stopped::Short { segment, bytes, .. } => return Err(ResumeError::Truncated { segment, bytes }),
+                // Removed between two looks: what is left begins later.
+                Stopped::Missing(_) => return Ok(Chain::new(seed(segment.start()))),
+            }
+        }
+        Ok(chain)
+    }
+
+    fn damaged(&self, segment: Segment, broken: Broken) -> ResumeError {
+        match (broken.fault, self.system_id) {
+            (Fault::SystemIdentifier(held), Some(server)) => ResumeError::OtherCluster { held, server },
+            _ => ResumeError::Damaged { segment, broken },
+        }
+    }
+
+    /// A complete segment is sent once more, because a record that begins in it did not verify
+    /// where it ends. It is received anew beside the old one and takes its place when it is full;
+    /// up to the record in question it must be the same.
+    fn go_over(&self, segment: Segment, chain: Chain) -> Result<Resumption, ResumeError> {
+        let mut through = chain.clone();
+        let upto = match self.open_segment(segment, Access::ReadDirect)? {
+            Some(mut reader) => match walk_segment(&mut reader, &mut through, segment.end(), &mut |_| {})? {
+                Stopped::Invalid { broken, .. } => broken.whole,
+                _ => through.whole(),
+            },
+            None => segment.start(),
+        };
+        let held = Held { upto: upto.max(segment.start()), place: Place::Beside };
+        Ok(self.resumption(segment, chain, Some(held), None))
+    }
+
+    /// Goes on with a partial; `None` if it was whole and is complete now.
+    fn go_on(
+        &self,
+        segment: Segment,
+        chain: Chain,
+        mut reader: SegmentReader,
+    ) -> Result<Option<Resumption>, ResumeError> {
+        let mut through = chain.clone();
+        let stopped = walk_segment(&mut reader, &mut through, segment.end(), &mut |_| {})?;
+        let (form, path) = (reader.form(), reader.path().to_owned());
+        let plain = form.codec == Codec::Plain;
+        let full_size = plain && self.disk.metadata(&path)?.is_some_and(|meta| meta.len == self.size.bytes());
+        let valid = match stopped {
+            Stopped::Reached if full_size => {
+                let file = self.disk.open(&path, Access::WriteDirect)?;
+                let complete = Form { partial: false, ..form };
+                let _published = self.disk.publish(file, &path, &self.path_of(segment, complete))?;
+                return Ok(None);
+            }
+            Stopped::Invalid { broken, .. } => {
+                if let Fault::SystemIdentifier(_) = broken.fault {
+                    return Err(self.damaged(segment, broken));
+                }
+                broken.whole
+            }
+            _ => through.whole(),
+        };
+        let valid = valid.max(segment.start());
+        if valid == segment.start() && (!plain || !full_size) {
+            // Nothing in it can be used: a crash came before its first record was written.
+            self.remove_if_there(&path)?;
+            return Ok(Some(self.resumption(segment, chain, None, None)));
+        }
+        let touched = last_byte(&mut reader, segment)?.max(valid);
+        let old = OldEnd { valid, touched };
+        let place = if full_size { Place::InPlace } else { Place::Beside };
+        let held = Held { upto: valid, place };
+        Ok(Some(self.resumption(segment, chain, Some(held), Some(old))))
+    }
+
+    fn resumption(&self, segment: Segment, chain: Chain, held: Option<Held>, old: Option<OldEnd>) -> Resumption {
+        // What was held up to the segment's start is the end if nothing of the segment itself is.
+        let before = chain.last_record().map(|_| OldEnd { valid: chain.whole(), touched: segment.start() });
+        let writer = Writer::new(self.clone(), segment, chain, held);
+        Resumption { start: segment.start_pos(), old: old.or(before), after_hole: false, writer }
+    }
+
+    /// Removes what a writer that ended without cleaning up has left: names that no scan counts.
+    ///
+    /// # Errors
+    /// When one of them cannot be removed.
+    pub fn sweep(&self) -> Result<(), ArchiveError> {
+        for entry in self.disk.list(&self.dir)? {
+            if entry.name.to_str().is_some_and(super::write::is_temporary) {
+                match self.disk.remove(&self.dir.join(&entry.name)) {
+                    Err(e) if e.trouble() != Trouble::Missing => return Err(e.into()),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Exclusive end of the last byte in the file that is not zero.
+fn last_byte(reader: &mut SegmentReader, segment: Segment) -> Result<Lsn, ArchiveError> {
+    let mut end = segment.start();
+    loop {
+        let from = reader.offset();
+        let bytes = reader.fill()?;
+        if bytes.is_empty() {
+            return Ok(end);
+        }
+        let n = bytes.len();
+        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            end = segment.start().saturating_add(from + last as u64 + 1);
+        }
+        reader.consume(n);
+    }
+}

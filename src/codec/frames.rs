@@ -1,0 +1,365 @@
+//! Writing zstd so that any part of a file can be decoded alone.
+
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use zstd::bulk::Compressor;
+use zstd::stream::raw::CParameter;
+
+use super::ZstdLevel;
+
+/// Uncompressed bytes of a frame that serve both ends: large enough to compress well, small enough
+/// to share a file among many threads.
+pub const ZSTD_FRAME: NonZeroUsize = NonZeroUsize::new(8 << 20).unwrap();
+
+/// Frames a worker may hold besides the one it works on.
+const QUEUE: usize = 1;
+
+/// Compresses what is written into zstd frames of equal uncompressed length, each of which decodes
+/// alone, says its length and ends in a checksum. One after the other they are a file that
+/// `zstd -d` reads.
+///
+/// Nothing is complete before [`ZstdFrames::finish`]; dropping it leaves a cut file behind.
+#[derive(Debug)]
+pub struct ZstdFrames<W> {
+    out: W,
+    /// Uncompressed bytes of the frame being gathered, fewer than `frame`.
+    gathered: Vec<u8>,
+    frame: usize,
+    engine: Engine,
+    /// Whether any frame was made: a file without one would be no zstd file.
+    begun: bool,
+    /// A failed write leaves a hole, so none may follow.
+    failed: bool,
+}
+
+impl<W: Write> ZstdFrames<W> {
+    /// Compresses into `out` in frames of `frame` uncompressed bytes, the last one shorter.
+    ///
+    /// With `workers` threads up to four frames each are held in memory, half of them compressed;
+    /// with none `write` itself compresses.
+    ///
+    /// # Errors
+    /// When zstd cannot be set up, or a thread cannot be started.
+    pub fn new(out: W, level: ZstdLevel, workers: u8, frame: NonZeroUsize) -> io::Result<Self> {
+        let engine = match workers {
+            0 => Engine::Inline(compressor(level)?),
+            _ => Engine::Pool(Pool::new(level, workers)?),
+        };
+        Ok(Self { out, gathered: Vec::new(), frame: frame.get(), engine, begun: false, failed: false })
+    }
+
+    /// Ends the last frame, waits for all threads, flushes `out` and gives it back.
+    ///
+    /// # Errors
+    /// When writing failed, now or before.
+    pub fn finish(mut self) -> io::Result<W> {
+        if !self.begun && self.gathered.is_empty() {
+            self.guarded(Self::end_frame)?;
+        }
+        self.flush()?;
+        Ok(self.out)
+    }
+
+    fn guarded<T>(&mut self, act: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
+        if self.failed {
+            return Err(io::Error::other("writing compressed data failed before"));
+        }
+        self.failed = true;
+        let done = act(self)?;
+        self.failed = false;
+        Ok(done)
+    }
+
+    fn gather(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(self.frame - self.gathered.len());
+        if self.gathered.capacity() == 0 {
+            self.gathered.reserve_exact(self.frame);
+        }
+        self.gathered.extend_from_slice(bytes.get(..taken).unwrap_or_default());
+        if self.gathered.len() == self.frame {
+            self.end_frame()?;
+        }
+        Ok(taken)
+    }
+
+    fn end_frame(&mut self) -> io::Result<()> {
+        self.begun = true;
+        let data = std::mem::take(&mut self.gathered);
+        let done = match &mut self.engine {
+            Engine::Inline(compressor) => Some(compress(compressor, data)?),
+            Engine::Pool(pool) => pool.exchange(data)?,
+        };
+        match done {
+            Some(done) => self.take_back(done),
+            None => Ok(()),
+        }
+    }
+
+    fn take_back(&mut self, done: Done) -> io::Result<()> {
+        self.out.write_all(&done.frame)?;
+        if self.gathered.capacity() == 0 {
+            self.gathered = done.spare;
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> io::Result<()> {
+        if !self.gathered.is_empty() {
+            self.end_frame()?;
+        }
+        while let Engine::Pool(pool) = &mut self.engine
+            && let Some(done) = pool.oldest()?
+        {
+            self.take_back(done)?;
+        }
+        self.out.flush()
+    }
+}
+
+impl<W: Write> Write for ZstdFrames<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.guarded(|frames| frames.gather(bytes))
+    }
+
+    /// Ends the frame here, so that all that was written reaches `out`. The file grows by it.
+    fn flush(&mut self) -> io::Result<()> {
+        self.guarded(Self::drain)
+    }
+}
+
+enum Engine {
+    Inline(Compressor<'static>),
+    Pool(Pool),
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inline(_) => f.write_str("Inline"),
+            Self::Pool(pool) => write!(f, "Pool of {}", pool.workers.len()),
+        }
+    }
+}
+
+/// A compressed frame, and the emptied memory of what went into it.
+struct Done {
+    frame: Vec<u8>,
+    spare: Vec<u8>,
+}
+
+fn compressor(level: ZstdLevel) -> io::Result<Compressor<'static>> {
+    let mut compressor = Compressor::new(i32::from(level.get()))?;
+    compressor.set_parameter(CParameter::ChecksumFlag(true))?;
+    compressor.set_parameter(CParameter::ContentSizeFlag(true))?;
+    Ok(compressor)
+}
+
+fn compress(compressor: &mut Compressor<'static>, mut data: Vec<u8>) -> io::Result<Done> {
+    let frame = compressor.compress(&data)?;
+    data.clear();
+    Ok(Done { frame, spare: data })
+}
+
+/// Threads that take frames in turn, so that the oldest is always known.
+struct Pool {
+    workers: Vec<Worker>,
+    /// Frames handed out and taken back so far.
+    given: usize,
+    taken: usize,
+}
+
+struct Worker {
+    jobs: SyncSender<Vec<u8>>,
+    done: Receiver<io::Result<Done>>,
+}
+
+impl Pool {
+    fn new(level: ZstdLevel, workers: u8) -> io::Result<Self> {
+        let workers = (0..workers).map(|_| Worker::start(level)).collect::<io::Result<_>>()?;
+        Ok(Self { workers, given: 0, taken: 0 })
+    }
+
+    /// Hands out a frame. When each worker has its share, it waits for the oldest and gives that.
+    fn exchange(&mut self, data: Vec<u8>) -> io::Result<Option<Done>> {
+        let full = self.given - self.taken >= self.workers.len() * (QUEUE + 1);
+        let done = if full { self.oldest()? } else { None };
+        self.worker(self.given)?.jobs.send(data).map_err(|_| stopped())?;
+        self.given += 1;
+        Ok(done)
+    }
+
+    /// Waits for the oldest frame; `None` if there is none.
+    fn oldest(&mut self) -> io::Result<Option<Done>> {
+        if self.taken == self.given {
+            return Ok(None);
+        }
+        let done = self.worker(self.taken)?.done.recv().map_err(|_| stopped())??;
+        self.taken += 1;
+        Ok(Some(done))
+    }
+
+    fn worker(&self, turn: usize) -> io::Result<&Worker> {
+        self.workers.get(turn % self.workers.len()).ok_or_else(stopped)
+    }
+}
+
+impl Worker {
+    /// A thread that ends when its queue is dropped.
+    fn start(level: ZstdLevel) -> io::Result<Self> {
+        let mut compressor = compressor(level)?;
+        let (jobs, queue) = sync_channel::<Vec<u8>>(QUEUE);
+        let (results, done) = sync_channel(QUEUE + 1);
+        thread::Builder::new().name("zstd".to_owned()).spawn(move || {
+            for data in queue {
+                if results.send(compress(&mut compressor, data)).is_err() {
+                    break;
+                }
+            }
+        })?;
+        Ok(Self { jobs, done })
+    }
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("a compression thread stopped")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use proptest::prelude::*;
+    use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
+
+    use super::super::{Codec, reader};
+    use super::*;
+
+    fn frames(workers: u8, frame: usize) -> ZstdFrames<Vec<u8>> {
+        ZstdFrames::new(Vec::new(), ZstdLevel::FAST, workers, NonZeroUsize::new(frame).unwrap()).unwrap()
+    }
+
+    fn packed(data: &[u8], workers: u8, frame: usize) -> Vec<u8> {
+        let mut frames = frames(workers, frame);
+        frames.write_all(data).unwrap();
+        frames.finish().unwrap()
+    }
+
+    fn unpacked(bytes: &[u8]) -> Vec<u8> {
+        let mut data = Vec::new();
+        reader(Codec::Zstd, bytes).unwrap().read_to_end(&mut data).unwrap();
+        data
+    }
+
+    /// Decodes each frame alone; each must tell its length and have a checksum.
+    fn apart(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        while !bytes.is_empty() {
+            let (frame, rest) = bytes.split_at(find_frame_compressed_size(bytes).unwrap());
+            let size = get_frame_content_size(frame).unwrap().unwrap();
+            assert_eq!(frame[4] & 0x04, 0x04, "no checksum");
+            all.push(zstd::bulk::decompress(frame, usize::try_from(size).unwrap()).unwrap());
+            assert_eq!(all.last().unwrap().len() as u64, size);
+            bytes = rest;
+        }
+        all
+    }
+
+    fn data(len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at % 251) as u8).collect()
+    }
+
+    #[test]
+    fn each_frame_decodes_alone() {
+        for workers in [0, 1, 3] {
+            for len in [0, 1, 99, 100, 101, 200, 1234] {
+                let data = data(len);
+                let bytes = packed(&data, workers, 100);
+                let expected: Vec<&[u8]> = if len == 0 { vec![&[]] } else { data.chunks(100).collect() };
+                assert_eq!(apart(&bytes), expected, "{workers} workers, {len} bytes");
+                assert_eq!(unpacked(&bytes), data);
+                // The same file, however many worked on it.
+                assert_eq!(bytes, packed(&data, 0, 100));
+            }
+        }
+    }
+
+    #[test]
+    fn flush_ends_a_frame_and_not_the_file() {
+        for workers in [0, 2] {
+            let mut frames = frames(workers, 100);
+            frames.flush().unwrap();
+            frames.write_all(&[1; 130]).unwrap();
+            frames.flush().unwrap();
+            assert_eq!(apart(&frames.out), [vec![1; 100], vec![1; 30]]);
+            frames.write_all(&[2; 10]).unwrap();
+            assert_eq!(apart(&frames.finish().unwrap()), [vec![1; 100], vec![1; 30], vec![2; 10]]);
+        }
+    }
+
+    #[test]
+    fn every_level_is_accepted() {
+        for level in 1..=22 {
+            let level = ZstdLevel::new(level).unwrap();
+            let mut frames = ZstdFrames::new(Vec::new(), level, 0, NonZeroUsize::new(4096).unwrap()).unwrap();
+            frames.write_all(&data(5000)).unwrap();
+            assert_eq!(unpacked(&frames.finish().unwrap()), data(5000));
+        }
+    }
+
+    /// A disk with room for so many bytes.
+    struct Small(usize);
+
+    impl Write for Small {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn after_a_failed_write_nothing_follows_the_hole() {
+        for workers in [0, 1, 3] {
+            let mut frames =
+                ZstdFrames::new(Small(50), ZstdLevel::FAST, workers, NonZeroUsize::new(10).unwrap()).unwrap();
+            let error = (0..100).find_map(|_| frames.write_all(&[7; 10]).err()).unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            frames.out.0 = 1000;
+            for error in [frames.write(b"x").unwrap_err(), frames.flush().unwrap_err()] {
+                assert_eq!(error.to_string(), "writing compressed data failed before");
+            }
+            assert!(frames.finish().is_err());
+        }
+    }
+
+    #[test]
+    fn p7_zstd_itself_reads_it() {
+        let data = data(1 << 20);
+        for workers in [0, 2] {
+            let bytes = packed(&data, workers, 300_000);
+            if let Some(read) = super::super::read::tests::stock("zstd", &["-dc"], bytes) {
+                assert!(read == data);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_writes_give_the_same_file(pieces: Vec<Vec<u8>>, workers in 0u8..3, frame in 1usize..200) {
+            let data = pieces.concat();
+            let mut frames = frames(workers, frame);
+            for piece in &pieces {
+                frames.write_all(piece).unwrap();
+            }
+            let bytes = frames.finish().unwrap();
+            prop_assert_eq!(&unpacked(&bytes), &data);
+            prop_assert_eq!(bytes, packed(&data, 0, frame));
+        }
+    }
+}

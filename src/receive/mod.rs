@@ -1,0 +1,117 @@
+//! Receiving WAL: the state machine that decides, the thread that writes, and the task that
+//! connects them to a server and goes on after whatever ends a connection.
+
+mod error;
+mod machine;
+mod pipe;
+mod run;
+mod setup;
+mod stream;
+
+use std::time::Duration;
+
+use crate::archive::Durable;
+use crate::connection::Conninfo;
+use crate::protocol::SlotName;
+use crate::wal::{Lsn, Pos, Segment};
+
+pub use error::{Gap, ReceiveError};
+pub use machine::{Action, Ending, Input, Receiver, Settings, Status, Violation};
+pub use run::receive;
+pub use setup::Upstream;
+
+/// Which slot keeps the WAL that we have not made durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Slot {
+    /// None: the server may remove WAL that we have not received.
+    None,
+    /// One that exists.
+    Existing(SlotName),
+    /// One that is made, with reserved WAL, if it is missing.
+    Ensured(SlotName),
+}
+
+impl Slot {
+    /// Its name.
+    pub const fn name(&self) -> Option<&SlotName> {
+        match self {
+            Self::None => None,
+            Self::Existing(name) | Self::Ensured(name) => Some(name),
+        }
+    }
+}
+
+/// What to receive, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The server.
+    pub conninfo: Conninfo,
+    /// What the server knows us by; `synchronous_standby_names` may name it.
+    pub application_name: String,
+    /// The slot.
+    pub slot: Slot,
+    /// Sync, and report, whenever nothing more has arrived.
+    pub synchronous: bool,
+    /// Longest time that received bytes wait for a sync.
+    pub sync_interval: Duration,
+    /// Longest time between two statuses.
+    pub status_interval: Option<Duration>,
+    /// Stop when more than up to here has been received.
+    pub end: Option<Lsn>,
+    /// Whether to connect again when the connection ends.
+    pub reconnect: bool,
+    /// Where an archive that does not reach up to here begins anew: the start of a backup's island.
+    /// Elsewhere a receiver never begins behind the end of what is held.
+    pub island: Option<Pos>,
+}
+
+/// What a receiver tells while it works.
+#[derive(Debug)]
+pub enum Event {
+    /// Streaming begins at this position.
+    Streaming(Pos),
+    /// A segment is complete and durable.
+    Complete(Segment),
+    /// More is durable.
+    Durable(Durable),
+    /// The stream goes on in another timeline, which forked off here.
+    Switched(Pos),
+    /// What is held of the old timeline's last segment stays under this name.
+    TailKept(Segment),
+    /// What is held lies in more than one stretch; receiving goes on at the end of the last.
+    AfterHole(Pos),
+    /// The slot was made.
+    SlotMade(SlotName),
+    /// The connection has ended; the next try comes after this time.
+    Disconnected {
+        /// Why.
+        reason: String,
+        /// How long until the next try.
+        wait: Duration,
+    },
+    /// The connection is back.
+    Reconnected,
+    /// A standby that is behind what is held is waited for.
+    Behind {
+        /// Where it is.
+        server: Pos,
+        /// What is held.
+        held: Lsn,
+    },
+    /// A record did not verify; it is asked for once more.
+    Again {
+        /// Where and why.
+        broken: crate::wal::Broken,
+        /// Where receiving begins again.
+        from: Segment,
+    },
+}
+
+/// Why a receiver ended in good order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Finished {
+    /// It was told to stop.
+    Stopped,
+    /// It passed the end position.
+    EndPosition,
+}

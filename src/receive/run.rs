@@ -1,0 +1,238 @@
+//! Receiving for as long as it is wanted: connect, go on where the archive ends, stream, and after
+//! whatever ends a connection decide whether to go on.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::pipe::Pipe;
+use super::setup::Upstream;
+use super::stream::{Ended, stream};
+use super::{Ending, Event, Finished, Options, ReceiveError, Receiver, Settings, Violation};
+use crate::archive::{Archive, OldEnd, Resumption};
+use crate::connection::{Started, StreamEnd};
+use crate::disk::Trouble;
+use crate::protocol::{Condition, NextTimeline};
+use crate::wal::{Broken, Lsn, Pos, Segment};
+
+/// The first wait before connecting again, which doubles up to the second.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// A connection that lasted for so long was a good one: the next wait is short again.
+const GOOD: Duration = Duration::from_secs(10);
+/// How long the server may take to answer our end of the stream.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Receives until the end that `options` names, until `stop`, or until it cannot go on. The archive
+/// must be locked by the caller.
+///
+/// # Errors
+/// When going on needs the operator. Everything that was reported as durable is so.
+pub async fn receive(
+    first: Upstream,
+    archive: &Archive,
+    options: &Options,
+    stop: &CancellationToken,
+    tell: &mut impl FnMut(Event),
+) -> Result<Finished, ReceiveError> {
+    archive.sweep()?;
+    let mut doubts = Doubts::default();
+    let mut wait = FIRST_WAIT;
+    let mut upstream = Some(first);
+    loop {
+        let began = Instant::now();
+        let round = async {
+            let mut upstream = match upstream.take() {
+                Some(first) => first,
+                None => {
+                    let again = Upstream::connect(&options.conninfo, &options.application_name).await?;
+                    tell(Event::Reconnected);
+                    again
+                }
+            };
+            session(&mut upstream, archive, options, &mut doubts, stop, tell).await
+        };
+        let error = match round.await {
+            Ok(Some(finished)) => return Ok(finished),
+            Ok(None) => ReceiveError::Ended,
+            Err(error) => error,
+        };
+        if stop.is_cancelled() {
+            return Ok(Finished::Stopped);
+        }
+        if !options.reconnect || !doubts.may_pass(&error, archive, tell) {
+            return Err(error);
+        }
+        if began.elapsed() > GOOD {
+            wait = FIRST_WAIT;
+        }
+        tell(Event::Disconnected { reason: error.to_string(), wait });
+        if !rest(wait, stop).await || !room(&error, archive, stop).await {
+            return Ok(Finished::Stopped);
+        }
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+/// What has gone wrong before, and is final if it goes wrong again.
+#[derive(Debug, Default)]
+struct Doubts {
+    /// A stream has run: a slot that is in use now may be held by our own dead connection.
+    streamed: bool,
+    /// The server did not have the WAL that comes next.
+    removed: bool,
+    /// A record did not verify.
+    broken: Option<Broken>,
+    /// Where to begin again because of it.
+    from: Option<Segment>,
+}
+
+impl Doubts {
+    /// Whether to try again after this error.
+    fn may_pass(&mut self, error: &ReceiveError, archive: &Archive, tell: &mut impl FnMut(Event)) -> bool {
+        match error {
+            ReceiveError::Ended | ReceiveError::Violation(Violation::Silent(_)) => true,
+            ReceiveError::Connect(e) => e.is_transient(),
+            ReceiveError::Session(e) => match e.condition() {
+                Some(Condition::WalRemoved) => !std::mem::replace(&mut self.removed, true),
+                Some(Condition::InUse) => self.streamed,
+                _ => e.is_transient(),
+            },
+            ReceiveError::NotValid { broken } if self.broken.is_none_or(|before| before.whole != broken.whole) => {
+                self.broken = Some(*broken);
+                if let Some(tli) = archive.list().ok().and_then(|listing| listing.newest_timeline()) {
+                    let from = Segment::containing(Pos::new(tli, broken.whole), archive.size());
+                    self.from = Some(from);
+                    tell(Event::Again { broken: *broken, from });
+                }
+                true
+            }
+            ReceiveError::Ahead { .. } => true,
+            other => other.disk().is_some_and(|e| e.trouble() == Trouble::Full),
+        }
+    }
+}
+
+/// One connection, over as many timelines as it shows. `None` if the server ended it.
+async fn session(
+    upstream: &mut Upstream,
+    archive: &Archive,
+    options: &Options,
+    doubts: &mut Doubts,
+    stop: &CancellationToken,
+    tell: &mut impl FnMut(Event),
+) -> Result<Option<Finished>, ReceiveError> {
+    upstream.check(archive)?;
+    let slot = upstream.prepare_slot(options, tell).await?;
+    let mut resumption = match doubts.from.take() {
+        Some(from) => {
+            let route = upstream.fetch_histories(archive, from.tli()).await?;
+            upstream.begin(archive, route, from.start_pos()).await?
+        }
+        None => upstream.open(archive, options, slot).await?,
+    };
+    if resumption.after_hole {
+        tell(Event::AfterHole(resumption.start));
+    }
+    loop {
+        let start = resumption.start;
+        if options.end.is_some_and(|end| start.lsn() > end) {
+            return Ok(Some(Finished::EndPosition));
+        }
+        let streamed = one_stream(upstream, resumption, options, doubts, stop, tell).await;
+        let (next, old) = match streamed {
+            Ok(OneStream::Finished(finished)) => return Ok(Some(finished)),
+            Ok(OneStream::ServerShutdown) => return Ok(None),
+            Ok(OneStream::Next(next, old)) => (next, old),
+            Err(ReceiveError::Session(e)) if e.condition() == Some(Condition::WalRemoved) && doubts.removed => {
+                return Err(upstream.gap(options, start).await);
+            }
+            Err(e) => return Err(e),
+        };
+        tell(Event::TailKept(Segment::containing(start.at(next.at), archive.size())));
+        resumption = upstream.follow(archive, start.tli(), old, next).await?;
+        tell(Event::Switched(Pos::new(next.tli, next.at)));
+    }
+}
+
+/// How one timeline's stream ended.
+enum OneStream {
+    Finished(Finished),
+    ServerShutdown,
+    /// The timeline that follows, and what is held of the one that ended.
+    Next(NextTimeline, Option<OldEnd>),
+}
+
+async fn one_stream(
+    upstream: &mut Upstream,
+    resumption: Resumption,
+    options: &Options,
+    doubts: &mut Doubts,
+    stop: &CancellationToken,
+    tell: &mut impl FnMut(Event),
+) -> Result<OneStream, ReceiveError> {
+    let Resumption { start, old, writer, .. } = resumption;
+    match upstream.session.start_replication(options.slot.name(), start).await? {
+        Started::Streaming => {}
+        Started::TimelineEnded(next) => return Ok(OneStream::Next(next, old)),
+    }
+    tell(Event::Streaming(start));
+    let mut receiver = receiver(upstream, options, start, old);
+    let mut pipe = Pipe::new(writer)?;
+    let streamed = stream(&mut upstream.session, &mut receiver, &mut pipe, stop, tell).await;
+    if receiver.received() > start.lsn() {
+        (doubts.streamed, doubts.removed) = (true, false);
+    }
+    // What the writer has to say goes before a lost connection: it may be the reason.
+    pipe.close().await?;
+    let received = OldEnd { valid: receiver.received(), touched: receiver.received() };
+    match streamed? {
+        Ended::ServerShutdown => Ok(OneStream::ServerShutdown),
+        Ended::WriterGone => Err(ReceiveError::Ended),
+        Ended::By(Ending::Timeline) => match upstream.session.end_stream().await? {
+            StreamEnd::NextTimeline(next) => Ok(OneStream::Next(next, Some(received))),
+            StreamEnd::Ended => Ok(OneStream::ServerShutdown),
+        },
+        Ended::By(ending) => {
+            // All is durable and reported; a server that does not answer changes nothing.
+            let _ = timeout(FAREWELL, upstream.session.end_stream()).await;
+            let stopped = ending == Ending::Stopped;
+            Ok(OneStream::Finished(if stopped { Finished::Stopped } else { Finished::EndPosition }))
+        }
+    }
+}
+
+fn receiver(upstream: &Upstream, options: &Options, start: Pos, old: Option<OldEnd>) -> Receiver {
+    let settings = Settings {
+        synchronous: options.synchronous,
+        sync_interval: options.sync_interval,
+        status_interval: options.status_interval,
+        sender_timeout: upstream.sender_timeout,
+        report_flush: options.synchronous || options.slot.name().is_some(),
+        end: options.end,
+    };
+    // No session can have reported more than the server has.
+    let report_from = old.map_or(Lsn::ZERO, |old| old.touched.min(upstream.position.lsn()));
+    Receiver::new(Instant::now(), settings, start.tli(), start.lsn(), report_from)
+}
+
+/// Waits; false if told to stop meanwhile.
+async fn rest(wait: Duration, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep(wait) => true,
+    }
+}
+
+/// After the disk was full, waits until a segment fits again, unless told to stop. A disk that does
+/// not say how much room it has is tried again after a while.
+async fn room(error: &ReceiveError, archive: &Archive, stop: &CancellationToken) -> bool {
+    let full = error.disk().is_some_and(|e| e.trouble() == Trouble::Full);
+    while full && archive.room().is_ok_and(|room| room < archive.size().bytes()) {
+        if !rest(LONGEST_WAIT, stop).await {
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,250 @@
+//! From a fresh connection to a stream: who the server is, the slot, where to begin.
+
+use std::time::Duration;
+
+use super::{Event, Gap, Options, ReceiveError, Slot};
+use crate::archive::{Archive, OldEnd, Resumption};
+use crate::connection::{Conninfo, Purpose, Session, SlotAnswer};
+use crate::protocol::{Condition, NextTimeline, Retention, SlotKind, SlotName, SlotState};
+use crate::wal::{History, Lsn, Pos, Segment, SegmentSize, TimelineId};
+
+/// A connected server, and what it says of itself.
+pub struct Upstream {
+    /// The replication session.
+    pub session: Session,
+    /// The cluster.
+    pub system_id: u64,
+    /// Where its log ends: flushed on a primary, received or replayed on a standby.
+    pub position: Pos,
+    /// Its segment size.
+    pub segment_size: SegmentSize,
+    /// After how much silence it gives us up.
+    pub sender_timeout: Option<Duration>,
+    /// Whether it is a standby; servers before 14 do not say.
+    pub standby: Option<bool>,
+}
+
+impl Upstream {
+    /// Connects and asks.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, does not let us in, or does not answer as one does.
+    pub async fn connect(conninfo: &Conninfo, application_name: &str) -> Result<Self, ReceiveError> {
+        let mut session = Session::connect(conninfo, Purpose::Replication, application_name).await?;
+        let identity = session.identify_system().await?;
+        let segment_size = session.segment_size().await?;
+        let sender_timeout = session.wal_sender_timeout().await?;
+        let standby = session.parameter("in_hot_standby").map(|on| on == "on");
+        Ok(Self {
+            session,
+            system_id: identity.system_id,
+            position: identity.position,
+            segment_size,
+            sender_timeout,
+            standby,
+        })
+    }
+
+    /// Holds the server against the archive.
+    ///
+    /// # Errors
+    /// When it is another cluster, or one with other segments.
+    pub fn check(&self, archive: &Archive) -> Result<(), ReceiveError> {
+        if let Some(held) = archive.system_id()
+            && held != self.system_id
+        {
+            return Err(ReceiveError::OtherCluster { held, server: self.system_id });
+        }
+        if archive.size() != self.segment_size {
+            let (held, server) = (archive.size().bytes(), self.segment_size.bytes());
+            return Err(ReceiveError::OtherSegmentSize { held, server });
+        }
+        Ok(())
+    }
+
+    /// The slot's restart position; `None` if it keeps nothing yet. Makes the slot if it is missing
+    /// and may be made.
+    pub(super) async fn prepare_slot(
+        &mut self,
+        options: &Options,
+        tell: &mut impl FnMut(Event),
+    ) -> Result<Option<Pos>, ReceiveError> {
+        let (name, may_make) = match &options.slot {
+            Slot::None => return Ok(None),
+            Slot::Existing(name) => (name, false),
+            Slot::Ensured(name) => (name, true),
+        };
+        let found = self.find_slot(options, name).await?;
+        match found {
+            Some(restart) => Ok(restart),
+            None if may_make => {
+                match self.session.create_slot(name, SlotKind::Permanent, Retention::Reserved).await {
+                    Ok(()) => tell(Event::SlotMade(name.clone())),
+                    // Made by somebody else between the two commands.
+                    Err(e) if e.condition() == Some(Condition::Exists) => {}
+                    Err(e) => return Err(e.into()),
+                }
+                Ok(self.find_slot(options, name).await?.flatten())
+            }
+            None => Err(ReceiveError::NoSlot(name.clone())),
+        }
+    }
+
+    /// `None` if there is no such slot; else its restart position, if it has one.
+    async fn find_slot(&mut self, options: &Options, name: &SlotName) -> Result<Option<Option<Pos>>, ReceiveError> {
+        match self.session.read_slot(name).await? {
+            SlotAnswer::Known(SlotState::Missing) => Ok(None),
+            SlotAnswer::Known(SlotState::Physical { restart }) => Ok(Some(restart)),
+            SlotAnswer::CannotBeAsked => self.query_slot(options, name).await,
+        }
+    }
+
+    /// Before 15 only SQL tells where a slot stands, and a replication connection has no SQL.
+    async fn query_slot(&self, options: &Options, name: &SlotName) -> Result<Option<Option<Pos>>, ReceiveError> {
+        let wrong = |reason: String| ReceiveError::SlotPosition { slot: name.clone(), reason };
+        let sql = format!("select restart_lsn from pg_replication_slots where slot_name = '{}'", name.as_str());
+        let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name);
+        let rows = match session.await {
+            Ok(mut session) => session.query(&sql).await.map_err(|e| wrong(e.to_string()))?,
+            Err(e) => return Err(wrong(e.to_string())),
+        };
+        let Some(row) = rows.first() else { return Ok(None) };
+        let restart = row.first().and_then(Option::as_ref).map(|text| text.parse::<Lsn>());
+        // The slot's timeline is not told; a slot that is used stands on the server's own.
+        let restart = restart.transpose().map_err(|e| wrong(e.to_string()))?;
+        Ok(Some(restart.map(|lsn| self.position.at(lsn))))
+    }
+
+    /// Opens the archive where it ends; an empty one where the slot stands, or the server.
+    pub(super) async fn open(
+        &mut self,
+        archive: &Archive,
+        options: &Options,
+        slot: Option<Pos>,
+    ) -> Result<Resumption, ReceiveError> {
+        let held = {
+            let archive = archive.clone();
+            blocking(move || archive.resume()).await?
+        };
+        if let Some(resumption) = held {
+            match options.island {
+                Some(island) if !reaches(&resumption, Segment::containing(island, self.segment_size)) => {}
+                _ => return self.join(archive, resumption).await,
+            }
+        }
+        let start = options.island.or(slot).unwrap_or(self.position);
+        let route = self.fetch_histories(archive, start.tli()).await?;
+        self.begin(archive, route, start).await
+    }
+
+    pub(super) async fn begin(&self, archive: &Archive, route: History, at: Pos) -> Result<Resumption, ReceiveError> {
+        let segment = Segment::containing(at, self.segment_size);
+        let archive = archive.clone();
+        Ok(blocking(move || archive.begin(&route, segment)).await?)
+    }
+
+    /// Checks that the server goes on with what is held. A server on a later timeline is followed
+    /// from the timeline that is held, unless that has ended before the segment we would ask for.
+    async fn join(&mut self, archive: &Archive, resumption: Resumption) -> Result<Resumption, ReceiveError> {
+        let held = resumption.start.tli();
+        if held == self.position.tli() {
+            return match resumption.old {
+                Some(old) if old.valid > self.position.lsn() => {
+                    Err(ReceiveError::Ahead { held: self.position.at(old.valid), server: self.position })
+                }
+                _ => Ok(resumption),
+            };
+        }
+        if held > self.position.tli() {
+            return Err(ReceiveError::OtherHistory { held, server: self.position.tli() });
+        }
+        let route = self.fetch_histories(archive, self.position.tli()).await?;
+        let Some(switch) = route.switch_from(held) else {
+            return Err(ReceiveError::OtherHistory { held, server: self.position.tli() });
+        };
+        if resumption.start.lsn() < switch.at {
+            let _own = self.fetch_histories(archive, held).await?;
+            return Ok(resumption);
+        }
+        let next = NextTimeline { tli: route.after(held), at: switch.at };
+        let old = resumption.old;
+        drop(resumption);
+        self.follow(archive, held, old, next).await
+    }
+
+    /// Opens the archive on the timeline that follows the one held.
+    pub(super) async fn follow(
+        &mut self,
+        archive: &Archive,
+        from: TimelineId,
+        old: Option<OldEnd>,
+        next: NextTimeline,
+    ) -> Result<Resumption, ReceiveError> {
+        let route = self.fetch_histories(archive, next.tli).await?;
+        if route.switch_from(from).is_none_or(|switch| switch.at != next.at) {
+            return Err(ReceiveError::NextTimeline(next.tli));
+        }
+        // A standby is promoted a little behind its primary; much further behind it is another past.
+        if let Some(held) = old.map(|old| old.valid)
+            && held.saturating_sub(next.at) > self.segment_size.bytes()
+        {
+            return Err(ReceiveError::ForkedBefore { from, to: next.tli, at: next.at, held });
+        }
+        self.begin(archive, route, Pos::new(next.tli, next.at)).await
+    }
+
+    /// Has the history of `tli`, and those of all its ancestors, in the archive before the first
+    /// byte of it.
+    pub(super) async fn fetch_histories(
+        &mut self,
+        archive: &Archive,
+        tli: TimelineId,
+    ) -> Result<History, ReceiveError> {
+        if tli == TimelineId::FIRST {
+            return Ok(History::first());
+        }
+        let content = self.session.timeline_history(tli).await?;
+        let history = History::parse(tli, &content).map_err(|_| ReceiveError::NextTimeline(tli))?;
+        for ancestor in history.switches().iter().map(|switch| switch.from) {
+            if ancestor != TimelineId::FIRST {
+                match self.session.timeline_history(ancestor).await {
+                    Ok(content) => drop(store(archive, ancestor, content).await?),
+                    // Servers remove nothing here, but a restored one may lack those of long ago.
+                    Err(e) if e.condition() == Some(Condition::WalRemoved) => {
+                        tracing::warn!("the server has no history file of timeline {ancestor}");
+                    }
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        }
+        store(archive, tli, content).await
+    }
+
+    /// What is missing, once the server has said that it does not have it.
+    pub(super) async fn gap(&mut self, options: &Options, held: Pos) -> ReceiveError {
+        let kept = match options.slot.name() {
+            Some(name) => self.find_slot(options, name).await.ok().flatten().flatten(),
+            None => None,
+        };
+        let kept_from = kept.map(Pos::lsn);
+        ReceiveError::Gap(Box::new(Gap { held, server: self.position, kept_from }))
+    }
+}
+
+async fn store(archive: &Archive, tli: TimelineId, content: bytes::Bytes) -> Result<History, ReceiveError> {
+    let archive = archive.clone();
+    Ok(blocking(move || archive.store_history(tli, &content)).await?)
+}
+
+/// Whether the stretch that the archive ends with goes up to the island's first segment.
+fn reaches(resumption: &Resumption, island: Segment) -> bool {
+    resumption.start.tli() == island.tli() && resumption.start.lsn() >= island.start()
+}
+
+/// Runs what waits for the disk off the task. A panic in it goes on here.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    }
+}
