@@ -1,3 +1,105 @@
-//! Real servers.
+//! Real servers: each scenario on each major version that is at hand.
+//!
+//! `integration/test` fetches servers and names them in `WALHOLD_TEST_SERVERS`; without it, those
+//! already on the machine are taken. What a machine cannot do is reported as ignored, with the
+//! reason. Scenarios bear the promise they hold (ARCHITECTURE.md) in front of their name.
+//!
+//! Environment: `WALHOLD_TEST_SERVERS` (`15=/path/bin 17=/path/bin`), `WALHOLD_TEST_ROUNDS` (how
+//! often the crash scenarios kill), `WALHOLD_TEST_SEED` (replays their random moments),
+//! `WALHOLD_TEST_KEEP` (set: leave the folders).
 
-fn main() {}
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and makes its own files"
+)]
+
+mod cluster;
+mod load;
+mod program;
+mod room;
+mod servers;
+mod sql;
+mod stock;
+mod trace;
+
+mod backup;
+mod crash;
+mod disk_full;
+mod durable;
+mod identical;
+mod refusals;
+mod resume;
+mod shutdown;
+mod timeline;
+mod tls;
+mod wal_get;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use room::{Outcome, Room, World};
+
+/// A scenario, in a folder of its own, on one server version.
+type Scenario = fn(&Room) -> Outcome;
+
+const SCENARIOS: &[(&str, Scenario)] = &[
+    ("p1_a_power_cut_at_any_status_keeps_what_it_reported", durable::power_cut),
+    ("p1_no_acknowledged_commit_is_lost_by_kill_9", crash::receive_killed),
+    ("p1_shutdown_waits_for_the_receiver_and_no_longer", shutdown::orderly),
+    ("p1_a_full_disk_stops_no_one_for_good", disk_full::receive_on_small_disk),
+    ("p2_resumes_after_sigterm", resume::after_sigterm),
+    ("p2_resumes_after_kill_9", resume::after_kill),
+    ("p2_a_gap_is_refused_with_both_positions", resume::gap),
+    ("p2_a_promotion_is_followed", timeline::promotion),
+    ("p3_a_backup_under_load_restores", backup::under_load),
+    ("p3_a_backup_of_an_idle_server_is_sealed_at_once", backup::idle_beside_receiver),
+    ("p3_a_backup_alone_brings_its_own_wal", backup::idle_alone),
+    ("p3_tablespaces_are_part_of_it", backup::tablespaces),
+    ("p3_a_standby_can_be_backed_up", backup::of_standby),
+    ("p3_a_killed_backup_is_never_offered", crash::backup_killed),
+    ("p3_a_missing_segment_is_named_and_refused", backup::missing_segment),
+    ("p3_a_damaged_file_is_named_and_refused", backup::damaged_file),
+    ("p5_another_cluster_is_refused", resume::other_cluster),
+    ("p5_a_clone_that_went_its_own_way_is_refused", resume::diverged_clone),
+    ("p5_a_second_receiver_is_refused", refusals::second_receiver),
+    ("p6_wrong_credentials_are_named", refusals::credentials),
+    ("p6_wrong_slots_are_named", refusals::slots),
+    ("p6_servers_that_cannot_stream_are_named", refusals::not_a_walsender),
+    ("p6_folders_that_cannot_be_used_are_named", refusals::folders),
+    ("p6_tls_and_channel_binding", tls::verified),
+    ("p6_tls_is_never_less_than_asked_for", tls::refused),
+    ("p7_files_are_those_of_pg_receivewal", identical::drain),
+    ("p7_pg_waldump_reads_the_archive", identical::waldump),
+    ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
+    ("p8_a_standby_restored_from_the_repository_follows", backup::standby),
+];
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let servers = servers::at_hand();
+    if servers.is_empty() {
+        eprintln!("no PostgreSQL server at hand: integration/test fetches some");
+    }
+    let world: &'static World = Box::leak(Box::new(World::new()));
+    let mut trials = Vec::new();
+    for (name, scenario) in SCENARIOS {
+        for server in &servers {
+            let server = server.clone();
+            trials.push(Trial::ignorable_test(format!("{}/{name}", server.major), move || {
+                let room = world.room(&server);
+                match scenario(&room) {
+                    Ok(()) => Ok(Completion::Completed),
+                    Err(skip) => Ok::<_, Failed>(Completion::ignored_with(skip.0)),
+                }
+            }));
+        }
+        if servers.is_empty() {
+            let reason = "no PostgreSQL server at hand";
+            trials.push(Trial::ignorable_test(*name, move || Ok::<_, Failed>(Completion::ignored_with(reason))));
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    world.close();
+    conclusion.exit();
+}

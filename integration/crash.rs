@@ -1,0 +1,123 @@
+//! P1 and P3 through `kill -9` at random moments.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::backup::{backup, restored, verify};
+use crate::cluster::Cluster;
+use crate::load::{Load, compare};
+use crate::program::{receive, run, start, walhold};
+use crate::room::{Outcome, Room};
+use crate::stock::{amcheck, assert_contiguous, names};
+
+/// How often: a few times in an ordinary run, more when asked for.
+fn rounds() -> usize {
+    std::env::var("WALHOLD_TEST_ROUNDS").map_or(5, |text| text.parse().expect("WALHOLD_TEST_ROUNDS is a number"))
+}
+
+/// Random moments that a seed replays (xorshift).
+struct Moments(u64);
+
+impl Moments {
+    fn new() -> Self {
+        let seed = std::env::var("WALHOLD_TEST_SEED").map_or_else(
+            |_| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() | 1,
+            |text| text.parse().expect("WALHOLD_TEST_SEED is a number"),
+        );
+        eprintln!("WALHOLD_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    fn sleep(&mut self, most: Duration) {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        std::thread::sleep(most.mul_f64((self.0 % 1000) as f64 / 1000.0));
+    }
+}
+
+/// The receiver is killed again and again while commits wait for it; then the server is lost.
+pub(crate) fn receive_killed(room: &Room) -> Outcome {
+    let mut primary = Cluster::new(room, "primary");
+    Load::prepare(&primary);
+    let repo = room.path("repo");
+    let stream = || receive(room, &repo, &primary.conninfo(), &["--synchronous"]);
+    let mut receiver = stream();
+    primary.wait_for_receiver("walhold");
+    backup(room, &repo, &primary).expect(0);
+    primary.require_standby("walhold");
+    let load = Load::start(&primary, 3);
+    let mut moments = Moments::new();
+    for _ in 0..rounds() {
+        load.wait_for_more(20);
+        moments.sleep(Duration::from_millis(400));
+        assert!(receiver.kill().killed(), "it ended by itself");
+        receiver = stream();
+    }
+    load.wait_for_more(100);
+    assert!(receiver.kill().killed(), "it ended by itself");
+    primary.destroy();
+    let acknowledged = load.finish();
+    assert_contiguous(&repo.join("wal"));
+    verify(room, &repo).expect(0);
+    let server = restored(room, &repo, "restored");
+    compare(&acknowledged, &server);
+    amcheck(room, &server);
+    Ok(())
+}
+
+/// Backups are killed at any moment; none of them is ever offered, and the next one is whole.
+pub(crate) fn backup_killed(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    Load::prepare(&primary);
+    primary.rows("create table bulk as select i, repeat(md5(i::text), 30) from generate_series(1, 60000) i");
+    let repo = room.path("repo");
+    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    primary.wait_for_receiver("walhold");
+    let load = Load::start(&primary, 2);
+    let begun = Instant::now();
+    backup(room, &repo, &primary).expect(0);
+    let whole = begun.elapsed();
+    let sealed = names(&repo.join("backups"));
+    assert_eq!(sealed.len(), 1);
+    let mut moments = Moments::new();
+    for _ in 0..rounds() {
+        let running = start(walhold(room, "backup").arg("--repo").arg(&repo).args(["-d", &primary.conninfo()]));
+        moments.sleep(whole.mul_f64(0.9));
+        if !running.kill().killed() {
+            continue; // it was faster this time, and is sealed
+        }
+        only_sealed_are_offered(room, &repo);
+    }
+    backup(room, &repo, &primary).expect(0);
+    only_sealed_are_offered(room, &repo);
+    load.wait_for_more(50);
+    let acknowledged = load.finish();
+    primary.wait_for_slot("walhold", primary.flushed());
+    receiver.terminate().expect(0);
+    assert_eq!(primary.sql("select count(*) from pg_replication_slots"), "1", "a slot was left behind");
+    let server = restored(room, &repo, "restored");
+    compare(&acknowledged, &server);
+    Ok(())
+}
+
+/// What `list --json` calls sealed must be what has a seal, and all of it must be usable.
+#[track_caller]
+fn only_sealed_are_offered(room: &Room, repo: &std::path::Path) {
+    let backups = repo.join("backups");
+    let listed = run(walhold(room, "list").arg("--repo").arg(repo).arg("--json")).expect(0);
+    let document: serde_json::Value = serde_json::from_str(&listed.out).unwrap_or_else(|e| panic!("{e}\n{listed}"));
+    let entries = document["backups"].as_array().unwrap_or_else(|| panic!("no backups\n{listed}"));
+    for id in names(&backups) {
+        let sealed = backups.join(&id).join("backup.json").exists();
+        let entry = entries.iter().find(|e| e["id"] == *id);
+        let offered = entry.is_some_and(|e| e["state"] == "sealed");
+        assert_eq!(offered, sealed, "{id}\n{listed}");
+        let verdict = run(walhold(room, "verify").arg("--repo").arg(repo).arg(&id));
+        assert_eq!(verdict.status.code() == Some(0), sealed, "{verdict}");
+        if !sealed {
+            let data = room.path("never");
+            let refused = run(walhold(room, "restore").arg("--repo").arg(repo).arg("-D").arg(&data).arg(&id));
+            assert!(refused.status.code() != Some(0) && !data.exists(), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! P1: what is reported as flushed survives a power cut at the instant of the report.
+
+use std::fs;
+use std::path::Path;
+
+use crate::cluster::{Cluster, Lsn};
+use crate::load::Load;
+use crate::program::{start, walhold};
+use crate::room::{Outcome, Room, SOON, skip, wait_until};
+use crate::stock::{first_byte, is_segment, names};
+use crate::trace::{Change, Event, Fate, events, strace};
+
+const SEGMENT: u64 = 1 << 20;
+
+/// Follows every system call of a synchronous receiver, cuts the power at each status message, and
+/// looks for what it had reported.
+pub(crate) fn power_cut(room: &Room) -> Outcome {
+    if room.command("strace").arg("-V").output().is_err() {
+        skip!("no strace on this machine");
+    }
+    let primary = Cluster::new(room, "primary");
+    Load::prepare(&primary);
+    primary.rows("checkpoint"); // from here on, pages go into the WAL whole, and segments end
+    let (wal, calls) = (room.path("wal"), room.path("calls"));
+    primary.rows("select pg_create_physical_replication_slot('s', true)");
+    let mut command = strace(room, &calls);
+    command.arg(room.program()).args(walhold(room, "receive").get_args()).arg("-D").arg(&wal);
+    let receiver = start(command.args(["--slot", "s", "--synchronous", "-d", &primary.conninfo()]));
+    primary.wait_for_receiver("walhold");
+    primary.require_standby("walhold");
+    let load = Load::start(&primary, 2);
+    let begin = primary.flushed();
+    wait_until("two segments' ends", SOON, || primary.flushed().0 > begin.0 + 2 * SEGMENT);
+    load.wait_for_more(1);
+    load.finish();
+    receiver.terminate().expect(0);
+    wait_until("the end of the trace", SOON, || fs::read_to_string(&calls).unwrap().contains("+++ exited with 0 +++"));
+    let events = events(&fs::read_to_string(&calls).unwrap());
+    judge(&events, &wal, |_| true).unwrap();
+    // The same run, had it synced no file, or no directory: a judge who finds that in order is none.
+    let directory = wal.to_str().unwrap();
+    let is_sync_of = |change: &Change, file: bool| match change {
+        Change::SyncBegun(path) | Change::Synced(path) => (path != directory) == file,
+        _ => false,
+    };
+    judge(&events, &wal, |change| !is_sync_of(change, true)).unwrap_err();
+    judge(&events, &wal, |change| !is_sync_of(change, false)).unwrap_err();
+    Ok(())
+}
+
+/// What the program told the server, against what would have survived, if only some of its changes had been made.
+fn judge(events: &[Event], wal: &Path, made: impl Fn(&Change) -> bool) -> Result<(), String> {
+    let mut fate = Fate::default();
+    let (mut reported, mut statuses, mut ends) = (Lsn(0), 0, 0);
+    for event in events {
+        match event {
+            Event::Done(change) if made(change) => fate.follow(change),
+            Event::Done(_) => {}
+            Event::Writes { path, at, bytes } => keeps(path, *at, bytes, reported, wal)?,
+            Event::Sent(bytes) => {
+                let Some(flush) = flushes(bytes).max().map(Lsn).filter(|flush| *flush > reported) else { continue };
+                survives(&fate, wal, reported, flush)?;
+                ends += u64::from(reported.0 != 0) * (flush.0 / SEGMENT - reported.0 / SEGMENT);
+                (reported, statuses) = (flush, statuses + 1);
+            }
+        }
+    }
+    assert!(statuses > 20 && ends >= 2, "only {statuses} reports over {ends} segments' ends");
+    Ok(())
+}
+
+/// The flush positions in what is sent: CopyData messages with a standby status update.
+fn flushes(mut sent: &[u8]) -> impl Iterator<Item = u64> {
+    std::iter::from_fn(move || {
+        let length = u32::from_be_bytes(sent.get(1..5)?.try_into().unwrap()) as usize;
+        let (message, rest) = sent.split_at_checked(1 + length)?;
+        sent = rest;
+        let status = message[0] == b'd' && message.get(5) == Some(&b'r');
+        Some(if status { u64::from_be_bytes(message[14..22].try_into().unwrap()) } else { 0 })
+    })
+}
+
+/// All bytes from `from` to `to` must survive, under names that survive; a whole segment under its final one.
+fn survives(fate: &Fate, wal: &Path, from: Lsn, to: Lsn) -> Result<(), String> {
+    for name in names(wal) {
+        let segment = name.trim_end_matches(".partial");
+        if !is_segment(segment) {
+            continue;
+        }
+        let start = first_byte(segment, SEGMENT).0;
+        if start >= to.0 {
+            continue;
+        }
+        let path = wal.join(segment).to_str().unwrap().to_owned();
+        let whole = start + SEGMENT <= to.0;
+        let partial = if whole { None } else { fate.survives(&format!("{path}.partial")) };
+        let survives = fate.survives(&path).or(partial);
+        let survives = survives.ok_or_else(|| format!("flush {to} is reported, and {segment} would be gone"))?;
+        let (from, to) = (from.0.max(start) - start, to.0.min(start + SEGMENT) - start);
+        if from < to {
+            let range = usize::try_from(from).unwrap()..usize::try_from(to).unwrap();
+            let held = fs::read(wal.join(&name)).unwrap();
+            if survives.get(range.clone()) != Some(&held[range.clone()]) {
+                let reported = Lsn(start + to);
+                return Err(format!(
+                    "flush {reported} is reported, and bytes {range:?} of {segment} would not be whole"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A write over bytes that were reported must bring the same: the power may fail in its middle.
+fn keeps(path: &str, at: u64, bytes: &[u8], reported: Lsn, wal: &Path) -> Result<(), String> {
+    let name = Path::new(path).file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let segment = name.trim_end_matches(".partial");
+    if !is_segment(segment) {
+        return Ok(());
+    }
+    let start = first_byte(segment, SEGMENT).0;
+    let kept = reported.0.saturating_sub(start + at).min(bytes.len() as u64);
+    if kept > 0 {
+        let held = fs::read(wal.join(name)).or_else(|_| fs::read(wal.join(segment))).unwrap();
+        let (at, kept) = (usize::try_from(at).unwrap(), usize::try_from(kept).unwrap());
+        if bytes[..kept] != held[at..at + kept] {
+            return Err(format!("a write over what was reported changes it: {name} at {at}"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! Writers that note what the server acknowledged, and the comparison with what came back.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::cluster::Cluster;
+use crate::room::{SOON, wait_until};
+use crate::sql::Session;
+
+/// Accounts that every commit changes one of, so that pages change under a copy.
+const ACCOUNTS: i64 = 20_000;
+
+/// Writers at work. Each commit inserts a number of its own and raises one account by 1.
+#[derive(Debug)]
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<Vec<i64>>>,
+    writers: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Makes the tables on a server that lets commits return.
+    #[track_caller]
+    pub(crate) fn prepare(cluster: &Cluster<'_>) {
+        cluster.rows(&format!(
+            "create table ledger (n bigint not null);
+             create table account as
+                 select id, 0 as balance, repeat('x', 100) as note from generate_series(1, {ACCOUNTS}) id;
+             alter table account add primary key (id)"
+        ));
+    }
+
+    /// Starts writers. They go on through crashes and restarts of the server.
+    pub(crate) fn start(cluster: &Cluster<'_>, writers: usize) -> Self {
+        let load = Self { stop: Arc::default(), acknowledged: Arc::default(), writers: Vec::new() };
+        let spawn = |writer| {
+            let (stop, acknowledged, door) = (load.stop.clone(), load.acknowledged.clone(), cluster.door());
+            std::thread::spawn(move || {
+                let mut numbers = (writer as i64 + 1) * 1_000_000_000..;
+                while !stop.load(Ordering::Relaxed) {
+                    if let Ok(session) = door.open() {
+                        write(session.stop_at(stop.clone()), &mut numbers, &acknowledged, &stop);
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            })
+        };
+        let threads = (0..writers).map(spawn).collect();
+        Self { writers: threads, ..load }
+    }
+
+    /// How many commits have been acknowledged.
+    pub(crate) fn count(&self) -> usize {
+        self.acknowledged.lock().unwrap().len()
+    }
+
+    /// Waits for so many more acknowledged commits.
+    #[track_caller]
+    pub(crate) fn wait_for_more(&self, more: usize) {
+        let target = self.count() + more;
+        wait_until(&format!("{more} more commits"), SOON, || self.count() >= target);
+    }
+
+    /// Ends the writers; the numbers that were acknowledged.
+    pub(crate) fn finish(self) -> Vec<i64> {
+        self.stop.store(true, Ordering::Relaxed);
+        for writer in self.writers {
+            writer.join().unwrap();
+        }
+        std::mem::take(&mut self.acknowledged.lock().unwrap())
+    }
+}
+
+fn write(
+    mut session: Session,
+    numbers: &mut std::ops::RangeFrom<i64>,
+    acknowledged: &Mutex<Vec<i64>>,
+    stop: &AtomicBool,
+) {
+    for number in numbers {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        // Spread over all accounts, and never the same two at the same time in two writers for long.
+        let account = (number.wrapping_mul(2_654_435_761) % ACCOUNTS).abs() + 1;
+        let sql = format!(
+            "with u as (update account set balance = balance + 1 where id = {account}) insert into ledger values ({number})"
+        );
+        if session.run(&sql).is_err() {
+            return;
+        }
+        acknowledged.lock().unwrap().push(number);
+    }
+}
+
+/// What was acknowledged must be there, once, and with all that it changed.
+#[track_caller]
+pub(crate) fn compare(acknowledged: &[i64], server: &Cluster<'_>) {
+    let mut found: HashMap<i64, u32> = HashMap::new();
+    for row in server.rows("select n from ledger") {
+        *found.entry(row[0].as_deref().unwrap().parse().unwrap()).or_default() += 1;
+    }
+    let lost: Vec<&i64> = acknowledged.iter().filter(|n| !found.contains_key(n)).collect();
+    assert!(
+        lost.is_empty(),
+        "{} of {} acknowledged commits are lost: {:?}",
+        lost.len(),
+        acknowledged.len(),
+        first(&lost)
+    );
+    let twice: Vec<&i64> = found.iter().filter(|(_, count)| **count > 1).map(|(n, _)| n).collect();
+    assert!(twice.is_empty(), "{} commits are there twice: {:?}", twice.len(), first(&twice));
+    let balance: usize = server.sql("select sum(balance) from account").parse().unwrap();
+    assert_eq!(balance, found.len(), "each commit raised one account by 1");
+}
+
+fn first<'a>(numbers: &'a [&i64]) -> &'a [&'a i64] {
+    &numbers[..numbers.len().min(10)]
+}

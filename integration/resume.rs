@@ -1,0 +1,145 @@
+//! P2 and P5: what may be appended to what is held.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use crate::backup::backup;
+use crate::cluster::{Cluster, Lsn, Setup, Stop};
+use crate::load::Load;
+use crate::program::{Running, receive, run, walhold};
+use crate::room::{Outcome, Room};
+use crate::stock::{assert_contiguous, plain_copy, waldump};
+
+/// A clean end, WAL in the meantime, and on.
+pub(crate) fn after_sigterm(room: &Room) -> Outcome {
+    resumes(room, |receiver| drop(receiver.terminate().expect(0)))
+}
+
+/// A sudden end, WAL in the meantime, and on.
+pub(crate) fn after_kill(room: &Room) -> Outcome {
+    resumes(room, |receiver| drop(receiver.kill()))
+}
+
+fn resumes(room: &Room, end: impl Fn(Running)) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    Load::prepare(&primary);
+    let repo = room.path("repo");
+    let load = Load::start(&primary, 2);
+    for _ in 0..4 {
+        let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+        primary.wait_for_receiver("walhold");
+        load.wait_for_more(100);
+        let before = primary.slot_position("walhold");
+        end(receiver);
+        primary.wait_for_no_receiver();
+        assert!(primary.slot_position("walhold") >= before, "the slot went back");
+        load.wait_for_more(50);
+    }
+    load.finish();
+    let held = primary.slot_position("walhold").unwrap();
+    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    let target = primary.flushed();
+    primary.wait_for_slot("walhold", target);
+    assert!(primary.slot_position("walhold").unwrap() >= held);
+    receiver.terminate().expect(0);
+    assert_contiguous(&repo.join("wal"));
+    waldump(room, &plain_copy(room, &repo.join("wal"), "plain"), target)
+}
+
+/// The server has thrown away what comes next: refused, naming what is held and what there is.
+pub(crate) fn gap(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    let repo = room.path("repo");
+    let held = receive_some(room, &primary, &repo);
+    primary.rows("select pg_drop_replication_slot('walhold')");
+    recycle(&primary, held);
+    let before = contents(&repo.join("wal"));
+    let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &primary.conninfo()]));
+    said.refused(3, &[&held.to_string()]).says("--accept-gap");
+    assert_eq!(contents(&repo.join("wal")), before, "a refused receiver wrote");
+    Ok(())
+}
+
+/// A cluster with another system identifier.
+pub(crate) fn other_cluster(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    let other = Cluster::with(room, "other", &Setup { own_identity: true, ..Setup::default() });
+    let repo = room.path("repo");
+    receive_some(room, &primary, &repo);
+    backup(room, &repo, &primary).expect(0);
+    let before = contents(&repo);
+    let identifier = other.sql("select system_identifier from pg_control_system()");
+    for command in ["receive", "backup"] {
+        let said = run(walhold(room, command).arg("--repo").arg(&repo).args(["-d", &other.conninfo()]));
+        said.refused(3, &[&identifier]);
+    }
+    assert_eq!(contents(&repo), before, "a refused command wrote");
+    assert_eq!(other.sql("select count(*) from pg_replication_slots"), "0", "a slot was left behind");
+    Ok(())
+}
+
+/// Two copies of one cluster bear the same identifier and timeline; only the records tell them apart.
+pub(crate) fn diverged_clone(room: &Room) -> Outcome {
+    let mut primary = Cluster::new(room, "primary");
+    primary.stop(Stop::Fast);
+    let copy = room.path("clone-data");
+    room.copy_tree(primary.data(), &copy);
+    let mut clone = Cluster::restored(room, "clone", copy);
+    primary.start();
+    clone.start();
+    let repo = room.path("repo");
+    let held = receive_some(room, &primary, &repo);
+    clone.rows("select pg_create_physical_replication_slot('walhold', true)");
+    clone.rows("create table mine as select i from generate_series(1, 5000) i");
+    // Ahead of what is held, so that nothing but the records can be wrong.
+    while clone.flushed() <= held {
+        clone.rows("insert into mine select i from generate_series(1, 1000) i");
+    }
+    let before = contents(&repo.join("wal"));
+    let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &clone.conninfo()]));
+    said.refused(3, &[]);
+    assert_eq!(contents(&repo.join("wal")), before, "a refused receiver wrote");
+    Ok(())
+}
+
+/// Streams a little of a server, and stops; up to where.
+#[track_caller]
+fn receive_some(room: &Room, primary: &Cluster<'_>, repo: &Path) -> Lsn {
+    let receiver = receive(room, repo, &primary.conninfo(), &[]);
+    primary.wait_for_receiver("walhold");
+    primary.switch_segment();
+    primary.rows("create table little as select i from generate_series(1, 1000) i");
+    let end = primary.flushed();
+    primary.wait_for_slot("walhold", end);
+    receiver.terminate().expect(0);
+    end
+}
+
+/// Writes and checkpoints until the segment that holds `position` is gone.
+#[track_caller]
+fn recycle(primary: &Cluster<'_>, position: Lsn) {
+    let name = primary.sql(&format!("select pg_walfile_name('{position}')"));
+    for _ in 0..100 {
+        primary.switch_segment();
+        primary.rows("checkpoint");
+        if !primary.data().join("pg_wal").join(&name).exists() {
+            return;
+        }
+    }
+    panic!("{name} is never recycled");
+}
+
+/// All files below a folder with what is in them.
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else if path.file_name().is_some_and(|name| name != "lock") {
+            found.insert(path.display().to_string(), fs::read(&path).unwrap());
+        }
+    }
+    found
+}

@@ -1,0 +1,102 @@
+//! P8: `restore_command` answers found, proven absent, or unknown. Unknown never ends a recovery.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::cluster::{Cluster, Lsn};
+use crate::program::{Ended, receive, run, walhold};
+use crate::room::{Outcome, Room};
+use crate::stock::{names, segment_at, segments};
+
+const SEGMENT: u64 = 1 << 20;
+
+#[track_caller]
+fn wal_get(room: &Room, repo: &Path, file: &str) -> Ended {
+    let target = room.path("fetched");
+    let _ = fs::remove_file(&target);
+    run(walhold(room, "wal-get").arg("--repo").arg(repo).arg(file).arg(&target))
+}
+
+/// 0 with the file, 1 where it is certain that there is none, 255 for all else.
+pub(crate) fn contract(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    let (repo, wal) = (room.path("repo"), room.path("repo").join("wal"));
+    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    primary.wait_for_receiver("walhold");
+    let first = primary.sql("select pg_walfile_name(pg_current_wal_flush_lsn())");
+    for _ in 0..5 {
+        primary.switch_segment();
+    }
+    let end = primary.flushed();
+    primary.wait_for_slot("walhold", end);
+    receiver.terminate().expect(0);
+
+    wal_get(room, &repo, &first).expect(0);
+    let served = fs::read(primary.data().join("pg_wal").join(&first)).unwrap();
+    assert!(fs::read(room.path("fetched")).unwrap() == served, "{first} is not the server's");
+
+    // Past the end, and histories of timelines that nobody has seen.
+    for absent in [&segment_at(1, Lsn(end.0 + 3 * SEGMENT), SEGMENT), "00000002.history"] {
+        wal_get(room, &repo, absent).expect(1);
+        assert!(!room.path("fetched").exists());
+    }
+
+    // A hole with later WAL behind it.
+    let hole = segments_of_any_kind(&wal)[2].clone();
+    let hidden = room.path("hidden");
+    fs::rename(wal.join(&hole), &hidden).unwrap();
+    unknown(room, &repo, hole.split('.').next().unwrap());
+    fs::rename(&hidden, wal.join(&hole)).unwrap();
+
+    // Damage.
+    let whole = fs::read(wal.join(&hole)).unwrap();
+    room.write(&wal.join(&hole), &whole[..whole.len() / 2]);
+    unknown(room, &repo, hole.split('.').next().unwrap());
+    room.write(&wal.join(&hole), &whole);
+
+    // An empty mount point in place of the repository, or of its archive; and nothing at all.
+    let empty = room.path("empty");
+    room.make_dir(&empty);
+    unknown(room, &empty, &first);
+    unknown(room, &room.path("nowhere"), &first);
+    let aside = room.path("aside");
+    fs::rename(&wal, &aside).unwrap();
+    unknown(room, &repo, &first);
+    unknown(room, &repo, "00000002.history");
+    fs::rename(&aside, &wal).unwrap();
+
+    // A folder that may not be read.
+    fs::set_permissions(&wal, fs::Permissions::from_mode(0o000)).unwrap();
+    unknown(room, &repo, &first);
+    unknown(room, &repo, "00000002.history");
+    fs::set_permissions(&wal, fs::Permissions::from_mode(0o700)).unwrap();
+
+    // A repository.json that is not what was written.
+    let identity = repo.join("repository.json");
+    let text = fs::read_to_string(&identity).unwrap();
+    room.write(&identity, text.replacen('1', "2", 1));
+    unknown(room, &repo, "00000002.history");
+    room.write(&identity, text);
+
+    // Arguments that are none; a target that cannot be written.
+    assert_eq!(run(&mut walhold(room, "wal-get")).status.code(), Some(255));
+    assert_eq!(run(walhold(room, "wal-get").args(["--nonsense", "x"])).status.code(), Some(255));
+    unknown(room, &repo, "../../etc/passwd");
+    unknown(room, &repo, "");
+    let nowhere = room.path("no/such/folder");
+    run(walhold(room, "wal-get").arg("--repo").arg(&repo).arg(&first).arg(&nowhere)).expect(255);
+    wal_get(room, &repo, &first).expect(0);
+    Ok(())
+}
+
+#[track_caller]
+fn unknown(room: &Room, repo: &Path, file: &str) {
+    wal_get(room, repo, file).expect(255);
+    assert!(!room.path("fetched").exists(), "half a file was left");
+}
+
+fn segments_of_any_kind(wal: &Path) -> Vec<String> {
+    let plain = segments(wal);
+    if plain.len() > 3 { plain } else { names(wal).into_iter().filter(|n| n.len() >= 24).collect() }
+}
