@@ -6,4 +6,7 @@ pub mod connection;
 pub mod disk;
 pub mod image;
 pub mod protocol;
+pub mod repository;
+pub mod restore;
+pub mod verify;
 pub mod wal;
