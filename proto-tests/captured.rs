@@ -17,9 +17,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use walhold::connection::{Error, Purpose, Session, SlotAnswer, Started, StreamEnd, Streamed};
+use walhold::image::ManifestAlgorithm;
 use walhold::protocol::{
-    BackupEvent, BaseBackup, Checkpoint, ManifestAlgorithm, Retention, SlotKind, SlotName, SlotState, StandbyStatus,
-    StreamMessage,
+    BackupEvent, BaseBackup, Checkpoint, Retention, SlotKind, SlotName, SlotState, StandbyStatus, StreamMessage,
 };
 use walhold::wal::{Lsn, Pos, Segment, TimelineId};
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use walhold::connection::{BackupStarted, Error, Session, SlotAnswer, Started, StreamEnd, Streamed};
+use walhold::image::ManifestAlgorithm;
 use walhold::protocol::{
-    BackupEvent, BaseBackup, Checkpoint, Condition, FramingError, ManifestAlgorithm, NextTimeline, ProtocolError,
-    Retention, SlotKind, SlotName, SlotState, StandbyStatus, StreamMessage, TablespaceRow,
+    BackupEvent, BaseBackup, Checkpoint, Condition, FramingError, NextTimeline, ProtocolError, Retention, SlotKind,
+    SlotName, SlotState, StandbyStatus, StreamMessage, TablespaceRow,
 };
 use walhold::wal::{Lsn, Pos, SegmentSize, TimelineId};
 

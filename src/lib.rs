@@ -8,4 +8,7 @@ pub mod disk;
 pub mod image;
 pub mod protocol;
 pub mod receive;
+pub mod repository;
+pub mod restore;
+pub mod verify;
 pub mod wal;

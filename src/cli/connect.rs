@@ -2,14 +2,19 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal};
+use std::path::Path;
+use std::sync::Arc;
 
 use clap::Args;
+use jiff::Timestamp;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use secrecy::SecretString;
 
 use super::Failure;
 use crate::connection::{Conninfo, Flags, Surroundings};
+use crate::disk::Real;
 use crate::receive::{ReceiveError, Upstream};
+use crate::repository::Repository;
 
 /// As in PostgreSQL's own programs.
 #[derive(Debug, Args)]
@@ -67,6 +72,13 @@ impl Arguments {
             Err(e) => Err(e.into()),
         }
     }
+}
+
+/// Opens the repository of the server's cluster, or makes it.
+pub(super) fn repository(upstream: &Upstream, dir: &Path) -> Result<Repository, Failure> {
+    let group = upstream.file_mode & 0o040 != 0;
+    let (system_id, size) = (upstream.system_id, upstream.segment_size);
+    Ok(Repository::open_or_create(dir, Arc::new(Real::new()), system_id, size, group, Timestamp::now())?)
 }
 
 fn with_password(conninfo: Conninfo) -> Result<Conninfo, Failure> {

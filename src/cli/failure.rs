@@ -6,6 +6,7 @@ use crate::archive::{ArchiveError, ResumeError};
 use crate::connection::{ConnectError, ConninfoError, Error as SessionError};
 use crate::disk::{DiskError, Trouble};
 use crate::receive::{Gap, ReceiveError};
+use crate::repository::RepositoryError;
 
 /// The exit codes, which scripts rely on. (`wal-get` has its own three.)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -130,6 +131,32 @@ impl From<ArchiveError> for Failure {
             ArchiveError::Disk(e) => e.into(),
             ArchiveError::Decode { .. } | ArchiveError::NoHistory(_) | ArchiveError::History { .. } => {
                 Self::error(e.to_string()).exit(Exit::NotUsable).hint("walhold verify shows what is damaged")
+            }
+        }
+    }
+}
+
+impl From<RepositoryError> for Failure {
+    fn from(e: RepositoryError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e {
+            RepositoryError::Disk(e) => e.into(),
+            RepositoryError::Locked(_) => {
+                failure.hint("one repository has one writer: stop the other one, or wait until it has ended")
+            }
+            RepositoryError::NoSuchDirectory(_) | RepositoryError::NotARepository(_) => failure
+                .hint("check the path (--repo, WALHOLD_REPO); walhold receive and walhold backup make a repository"),
+            RepositoryError::NotEmpty { .. } | RepositoryError::Exists(_) => {
+                failure.hint("name a folder that is empty or does not exist")
+            }
+            RepositoryError::IdentityLost { .. } => {
+                failure.exit(Exit::NotUsable).hint("restore its repository.json from a copy; nothing was changed")
+            }
+            RepositoryError::OtherCluster { .. } | RepositoryError::OtherSegmentSize { .. } => failure
+                .exit(Exit::Gap)
+                .hint("one repository holds one cluster: give this server its own, or check host and port"),
+            RepositoryError::Document { .. } => {
+                failure.exit(Exit::NotUsable).hint("the file is damaged, or was written by a newer walhold")
             }
         }
     }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::values::{duration, some_time};
+use super::values::{duration, some_time, who};
 use super::{Failure, connect};
 use crate::archive::Archive;
 use crate::disk::{Disk, Lock, Real};
@@ -107,7 +107,11 @@ impl Arguments {
 
     fn archive(&self, upstream: &Upstream) -> Result<(Archive, Lock), Failure> {
         match (&self.repo, &self.directory) {
-            (Some(_repo), _) => Err(Failure::error("no repository yet")),
+            (Some(repo), _) => {
+                let repository = connect::repository(upstream, repo)?;
+                let lock = repository.lock(&who("receive"))?;
+                Ok((repository.archive(), lock))
+            }
             (None, Some(directory)) => self.folder(directory, upstream),
             (None, None) => Err(Failure::usage("name a repository (--repo) or a folder (-D)")),
         }

@@ -23,6 +23,12 @@ pub(super) fn some_time(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|time| if time.is_zero() { Err("it must be longer than 0".into()) } else { Ok(time) })
 }
 
+/// What a lock says of its holder.
+pub(super) fn who(command: &str) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("walhold {command}, process {} on {host}", std::process::id())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

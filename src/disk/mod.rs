@@ -218,18 +218,19 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// [`Trouble::Locked`] with the holder's note if it is taken.
     fn lock(&self, path: &Path, note: &str) -> Result<Lock, DiskError>;
 
-    /// Takes the exclusive advisory lock on a directory itself, which leaves nothing in it.
-    ///
-    /// # Errors
-    /// [`Trouble::Locked`] if it is taken.
-    fn lock_dir(&self, path: &Path) -> Result<Lock, DiskError>;
-
     /// Takes the lock on a file that exists for as long as it is only read: any number of readers,
     /// or one that took [`Disk::lock`]. Needs no right to write.
     ///
     /// # Errors
     /// [`Trouble::Locked`] with the holder's note if it is taken for writing.
     fn lock_shared(&self, path: &Path) -> Result<Lock, DiskError>;
+
+    /// Takes the exclusive advisory lock on a directory itself, which is opened to be read only:
+    /// nothing is made in it.
+    ///
+    /// # Errors
+    /// [`Trouble::Locked`] if it is taken.
+    fn lock_dir(&self, path: &Path) -> Result<Lock, DiskError>;
 }
 
 /// An advisory lock, let go when dropped or when the process ends in any way.
