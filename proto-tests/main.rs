@@ -6,6 +6,7 @@
 )]
 
 mod captured;
+mod hostile;
 mod login;
 mod scram;
 mod server;

@@ -51,7 +51,8 @@ impl Surroundings {
         let account = Account::of_this_user();
         let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
         Self {
-            variable: Box::new(|name| std::env::var(name).ok()),
+            // What is not UTF-8 is made an odd value, to be refused, rather than none.
+            variable: Box::new(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())),
             user: account.as_ref().map(|account| account.name.clone()),
             home: home.or_else(|| account.map(|account| account.home)),
         }

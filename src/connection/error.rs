@@ -189,7 +189,8 @@ fn refusal_hint(error: &ServerError, passfile: Option<&PathBuf>) -> Option<Strin
     let own = match error.condition() {
         Condition::NotAdmitted if error.message.contains("pg_hba.conf") => {
             "add a line to pg_hba.conf such as: host replication <user> <address>/32 scram-sha-256 \
-             (the database \"all\" does not cover replication), then reload the server"
+             (the database \"all\" does not cover replication), then reload the server; if there is one \
+             that says hostssl, use sslmode=require"
         }
         Condition::NotAdmitted => "the role must exist and be allowed to log in: CREATE ROLE ... LOGIN REPLICATION",
         Condition::WrongPassword => {
