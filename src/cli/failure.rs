@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use crate::archive::{ArchiveError, ResumeError};
+use crate::backup::BackupError;
 use crate::connection::{ConnectError, ConninfoError, Error as SessionError};
 use crate::disk::{DiskError, Trouble};
 use crate::receive::{Gap, ReceiveError};
-use crate::repository::RepositoryError;
+use crate::repository::{RepositoryError, SealError};
 
 /// The exit codes, which scripts rely on. (`wal-get` has its own three.)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -201,6 +202,47 @@ impl From<ReceiveError> for Failure {
             }
             ReceiveError::Ended => failure.hint("start again, without --no-loop, to go on when the server is back"),
             ReceiveError::Thread(_) => failure.exit(Exit::Storage).hint("please report this"),
+        }
+    }
+}
+
+impl From<BackupError> for Failure {
+    fn from(e: BackupError) -> Self {
+        let failure = Self::error(e.to_string());
+        if let Some(disk) = e.disk() {
+            return disk.into();
+        }
+        match e {
+            BackupError::Receive(e) => e.into(),
+            BackupError::Session(e) => e.into(),
+            BackupError::Repository(e) | BackupError::Seal(SealError::Repository(e)) => e.into(),
+            BackupError::Archive(e) => e.into(),
+            BackupError::ReceiverBehind { .. } => {
+                failure.hint("look at the receiver's log; with no receiver running, backup streams the WAL itself")
+            }
+            BackupError::Waiting { .. } => failure.exit(Exit::NotUsable).hint(
+                "its files are kept, and it is not offered for restore; look at the receiver's log, then back up again",
+            ),
+            BackupError::Tar(_)
+            | BackupError::Names(_)
+            | BackupError::Manifest(_)
+            | BackupError::Label(_)
+            | BackupError::Control(_)
+            | BackupError::Lacks(_)
+            | BackupError::Contradiction(_) => failure.hint("is it a PostgreSQL server? Nothing was kept"),
+            BackupError::Differs { .. } => {
+                failure.hint("the copy was damaged on its way or on the server: nothing was kept; back up again")
+            }
+            BackupError::Promoted { .. } => {
+                failure.hint("nothing was kept; back up again, from the new primary or this server")
+            }
+            BackupError::NotProven(_) => {
+                failure.exit(Exit::NotUsable).hint("nothing was kept; walhold verify shows the damage in the archive")
+            }
+            BackupError::Stopped => failure.hint("nothing was kept"),
+            BackupError::Seal(_) | BackupError::Compress(_) | BackupError::Thread(_) | BackupError::SlotName(_) => {
+                failure.hint("please report this")
+            }
         }
     }
 }

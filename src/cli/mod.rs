@@ -1,15 +1,18 @@
 //! The command line: one file a command. Here alone is anything printed, and an exit code chosen.
 
+mod backup;
 mod connect;
 mod failure;
 mod log;
 mod receive;
+mod signals;
 mod values;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 pub use failure::{Exit, Failure};
 
@@ -24,7 +27,7 @@ struct Arguments {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    log: log::Flags,
+    log: log::LogFlags,
     /// Print help
     #[arg(short = '?', long, global = true, action = clap::ArgAction::Help)]
     help: Option<bool>,
@@ -32,7 +35,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Receive(receive::Arguments),
+    Receive(Box<receive::Arguments>),
+    Backup(Box<backup::Arguments>),
 }
 
 /// Runs the program with `arguments`, the program's name first.
@@ -47,6 +51,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     parsed.log.start();
     let done = match parsed.command {
         Command::Receive(arguments) => receive::run(&arguments),
+        Command::Backup(arguments) => backup::run(&arguments),
     };
     match done {
         Ok(()) => Exit::Done.into(),
@@ -64,4 +69,11 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::error(format!("cannot start: {e}")))
+}
+
+/// Prints one document for machines on stdout.
+fn print_json<T: Serialize>(document: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(document).map_err(|e| Failure::error(format!("cannot write JSON: {e}")))?;
+    println!("{text}");
+    Ok(())
 }

@@ -5,12 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::values::{duration, some_time, who};
-use super::{Failure, connect};
+use super::{Failure, connect, signals};
 use crate::archive::Archive;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
@@ -63,7 +61,7 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with_all = ["repo", "synchronous"])]
     no_sync: bool,
     #[command(flatten)]
-    connection: connect::Arguments,
+    connection: connect::ConnectionFlags,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -71,7 +69,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = stop_on_signals()?;
+    let stop = signals::stop()?;
     let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
     let options = Options {
         conninfo,
@@ -127,29 +125,6 @@ impl Arguments {
         let mode = upstream.file_mode;
         Ok((Archive::new(directory.to_owned(), disk, upstream.segment_size, Some(upstream.system_id), mode), lock))
     }
-}
-
-/// A token that the first SIGINT or SIGTERM cancels; the second ends the program at once.
-fn stop_on_signals() -> Result<CancellationToken, Failure> {
-    let cannot = |e: std::io::Error| Failure::error(format!("cannot listen for signals: {e}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async move {
-        for round in 0..2 {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if round == 0 {
-                info!("told to stop");
-                token.cancel();
-            }
-        }
-        std::process::exit(1);
-    });
-    Ok(stop)
 }
 
 fn log(event: &Event) {
