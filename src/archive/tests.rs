@@ -297,3 +297,15 @@ fn a_follower_sees_what_another_process_writes() {
     let _ = writer.settle().unwrap();
     assert_eq!(follower.advance().unwrap().whole.get(), log.at());
 }
+
+/// After a switch an idle server stands at the start of a segment that has no file yet.
+#[test]
+fn a_follower_from_a_segments_end_needs_no_next_segment() {
+    let (log, folder) = (log(), Folder::new());
+    let mut writer = folder.begin().writer;
+    feed(&mut writer, &log, START + SIZE, 10_000);
+    let mut follower = Follower::new(folder.archive.clone(), History::first(), Lsn::new(START + SIZE));
+    let whole = follower.advance().unwrap().whole;
+    assert!(whole.get() > START);
+    assert_eq!(follower.settle().unwrap().pos().lsn(), whole);
+}
