@@ -3,6 +3,7 @@
 mod backup;
 mod connect;
 mod failure;
+mod list;
 mod log;
 mod receive;
 mod signals;
@@ -37,6 +38,7 @@ struct Arguments {
 enum Command {
     Receive(Box<receive::Arguments>),
     Backup(Box<backup::Arguments>),
+    List(list::Arguments),
 }
 
 /// Runs the program with `arguments`, the program's name first.
@@ -52,6 +54,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let done = match parsed.command {
         Command::Receive(arguments) => receive::run(&arguments),
         Command::Backup(arguments) => backup::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
     };
     match done {
         Ok(()) => Exit::Done.into(),
