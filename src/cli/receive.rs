@@ -138,7 +138,14 @@ fn log(event: &Event) {
             warn!("the archive has a hole before the stretch that ends at {at}; walhold verify shows it");
         }
         Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
-        Event::Disconnected { reason, wait } => warn!("disconnected: {reason}; next try in {wait:?}"),
+        Event::RemoteApply => warn!(
+            "synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever; \
+             use on or remote_write"
+        ),
+        Event::Disconnected { reason, wait, again: true } => {
+            debug!("still not connected: {reason}; next try in {wait:?}")
+        }
+        Event::Disconnected { reason, wait, .. } => warn!("disconnected: {reason}; next try in {wait:?}"),
         Event::Reconnected => info!("connected again"),
         Event::Again { broken, from } => warn!("{broken}; asking for it once more, from segment {from}"),
     }
