@@ -131,7 +131,10 @@ impl Archive {
 
     /// The chain as it stands at the start of `segment`, seeded by what is held before it: one
     /// segment, or as many as the record that reaches into it covers.
-    fn chain_before(&self, route: &History, segment: Segment) -> Result<Chain, ResumeError> {
+    ///
+    /// # Errors
+    /// When what is held before it is damaged or cannot be read.
+    pub fn chain_before(&self, route: &History, segment: Segment) -> Result<Chain, ResumeError> {
         let seed = |start| Seed { start, size: self.size, system_id: self.system_id, newest_tli: route.tli() };
         let mut chain = Chain::new(seed(segment.start()));
         let mut first = segment;
