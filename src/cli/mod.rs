@@ -15,6 +15,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
+use crate::restore::run_wal_get;
+
 pub use failure::{Exit, Failure};
 
 /// A PostgreSQL backup that can be proved.
@@ -39,10 +41,24 @@ enum Command {
     Receive(Box<receive::Arguments>),
     Backup(Box<backup::Arguments>),
     List(list::Arguments),
+    /// Give a recovering server one file of the archive: its restore_command
+    ///
+    /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
+    /// nothing else, for a server takes 1 to 125 as the end of WAL.
+    #[command(name = "wal-get", disable_help_flag = true)]
+    WalGet {
+        /// --repo DIR [--timeline N] [--partial] [--unknown-timeout TIME] %f %p
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 /// Runs the program with `arguments`, the program's name first.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    // The exit codes of this one are fixed before anything is parsed.
+    if arguments.get(1).is_some_and(|command| command == "wal-get") {
+        return run_wal_get(arguments.into_iter().skip(2)).into();
+    }
     let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,
         Err(e) => {
@@ -55,6 +71,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Receive(arguments) => receive::run(&arguments),
         Command::Backup(arguments) => backup::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
+        Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };
     match done {
         Ok(()) => Exit::Done.into(),
