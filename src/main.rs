@@ -1,3 +1,7 @@
-//! The program.
+//! The `walhold` program: everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    walhold::cli::run(std::env::args_os().collect())
+}

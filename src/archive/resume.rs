@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use super::read::walk_segment;
 use super::write::{Held, Place};
-use super::{Archive, ArchiveError, Form, SegmentReader, Stopped, Writer};
+use super::{Archive, ArchiveError, Form, SegmentReader, Stopped, Stored, Writer};
 use crate::codec::Codec;
 use crate::disk::{Access, Trouble};
 use crate::wal::{Broken, Chain, Fault, History, Lsn, Pos, Seed, Segment, TimelineId};
@@ -81,17 +81,27 @@ impl Archive {
     /// # Errors
     /// When what is held is damaged, another cluster's, or cannot be read.
     pub fn resume(&self) -> Result<Option<Resumption>, ResumeError> {
-        // What an earlier process left unsynced, names included, must not be built upon.
-        let _all = self.disk.sync_filesystem(&self.dir)?;
         let listing = self.list()?;
         let Some((last, tli)) = listing.newest_timeline().and_then(|tli| Some((listing.last_of(tli)?, tli))) else {
             return Ok(None);
         };
         let (segment, stored) = last;
+        self.settle_names(segment, stored)?;
         let first_open = if stored.complete { segment.next() } else { segment };
         let mut resumption = self.begin(&self.route(tli)?, first_open)?;
         resumption.after_hole = listing.runs(tli).len() > 1;
         Ok(Some(resumption))
+    }
+
+    /// Makes durable what an earlier process may have left unsynced before it could report it: the
+    /// last segment it completed, and names. (A partial is synced when it is gone on with.)
+    fn settle_names(&self, last: Segment, stored: Stored) -> Result<(), ArchiveError> {
+        let complete = if stored.complete { Some(last) } else { last.previous() };
+        if let Some(reader) = complete.map(|segment| self.open_segment(segment, Access::Read)).transpose()?.flatten() {
+            let (_file, _data) = self.disk.open(reader.path(), Access::Read)?.sync()?;
+        }
+        let _names = self.disk.sync_dir(&self.dir)?;
+        Ok(())
     }
 
     /// The history of `tli`. A folder written by another receiver may lack the file; its segments
@@ -131,7 +141,10 @@ impl Archive {
 
     /// The chain as it stands at the start of `segment`, seeded by what is held before it: one
     /// segment, or as many as the record that reaches into it covers.
-    fn chain_before(&self, route: &History, segment: Segment) -> Result<Chain, ResumeError> {
+    ///
+    /// # Errors
+    /// When what is held before it is damaged or cannot be read.
+    pub fn chain_before(&self, route: &History, segment: Segment) -> Result<Chain, ResumeError> {
         let seed = |start| Seed { start, size: self.size, system_id: self.system_id, newest_tli: route.tli() };
         let mut chain = Chain::new(seed(segment.start()));
         let mut first = segment;

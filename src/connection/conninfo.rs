@@ -51,7 +51,8 @@ impl Surroundings {
         let account = Account::of_this_user();
         let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
         Self {
-            variable: Box::new(|name| std::env::var(name).ok()),
+            // What is not UTF-8 is made an odd value, to be refused, rather than none.
+            variable: Box::new(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())),
             user: account.as_ref().map(|account| account.name.clone()),
             home: home.or_else(|| account.map(|account| account.home)),
         }
@@ -93,7 +94,7 @@ pub enum ConninfoError {
     #[error("unknown connection keyword \"{0}\"")]
     UnknownKeyword(String),
     /// A keyword, or a value of it, that walhold cannot honour.
-    #[error("walhold cannot honour {keyword} as set by the {origin}{}", possible.as_ref().map(|values| format!(" (it takes: {values})")).unwrap_or_default())]
+    #[error("walhold cannot honour {keyword} ({origin}){}", possible.as_ref().map(|values| format!(" (it takes: {values})")).unwrap_or_default())]
     NotHonoured {
         /// The keyword.
         keyword: &'static str,
@@ -569,4 +570,243 @@ fn decoded(text: &str) -> Result<String, ConninfoError> {
         out.push(value.filter(|value| *value != 0).ok_or_else(|| wrong.clone())?);
     }
     String::from_utf8(out).map_err(|_| ConninfoError::Uri("text that is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    fn surroundings(variables: &'static [(&'static str, &'static str)]) -> Surroundings {
+        let value =
+            move |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Surroundings { variable: Box::new(value), user: Some("me".into()), home: Some("/home/me".into()) }
+    }
+
+    fn flags(conninfo: &str) -> Flags {
+        Flags { conninfo: Some(conninfo.to_owned()), ..Flags::default() }
+    }
+
+    fn conninfo(text: &str) -> Result<Conninfo, ConninfoError> {
+        Conninfo::new(&flags(text), &surroundings(&[]))
+    }
+
+    fn tcp_endpoint(host: &str, port: u16) -> Endpoint {
+        Endpoint::Tcp { host: host.into(), address: None, port }
+    }
+
+    #[test]
+    fn strings_are_read_by_libpqs_quoting_rules() {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        for (text, expected) in [
+            ("", vec![]),
+            ("  ", vec![]),
+            ("host=a port=1", vec![pair("host", "a"), pair("port", "1")]),
+            ("host = a\tport\n=\n1", vec![pair("host", "a"), pair("port", "1")]),
+            ("host=", vec![pair("host", "")]),
+            ("host='' user='a b'", vec![pair("host", ""), pair("user", "a b")]),
+            (r"password='it\'s \\ =' user=x\ y", vec![pair("password", r"it's \ ="), pair("user", "x y")]),
+            ("user=a'b", vec![pair("user", "a'b")]),
+            ("user='a'port=1", vec![pair("user", "a"), pair("port", "1")]),
+            (r"user=a\", vec![pair("user", "a")]),
+        ] {
+            assert_eq!(pairs(text).unwrap(), expected, "{text:?}");
+        }
+        for text in ["user='a", r"user='a\'", "user='"] {
+            assert_eq!(pairs(text), Err(ConninfoError::Unterminated), "{text:?}");
+        }
+        for (text, word) in [("mydb", "mydb"), ("host a", "host"), ("host=a port", "port")] {
+            assert_eq!(pairs(text), Err(ConninfoError::MissingEquals(word.into())), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn uris_are_taken_apart() {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        for (text, expected) in [
+            ("postgresql://", vec![]),
+            ("postgres://h", vec![pair("host", "h")]),
+            ("postgresql://h:1/db", vec![pair("host", "h"), pair("port", "1"), pair("dbname", "db")]),
+            ("postgresql://u@h", vec![pair("user", "u"), pair("host", "h")]),
+            ("postgresql://u:p%40%3A@h", vec![pair("user", "u"), pair("password", "p@:"), pair("host", "h")]),
+            ("postgresql://u:p@w@h", vec![pair("user", "u"), pair("password", "p@w"), pair("host", "h")]),
+            ("postgresql://[::1]:2/", vec![pair("host", "::1"), pair("port", "2")]),
+            ("postgresql://[fe80::1]", vec![pair("host", "fe80::1")]),
+            ("postgresql://%2Frun%2Fpg", vec![pair("host", "/run/pg")]),
+            (
+                "postgresql:///db?host=/run&sslmode=require",
+                vec![pair("dbname", "db"), pair("host", "/run"), pair("sslmode", "require")],
+            ),
+            (
+                "postgresql://h?ssl=true&user=%C3%A4",
+                vec![pair("host", "h"), pair("sslmode", "require"), pair("user", "ä")],
+            ),
+        ] {
+            assert_eq!(pairs(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn uris_that_are_nearly_right_are_refused() {
+        for text in [
+            "postgresql://[::1",
+            "postgresql://[]:1",
+            "postgresql://[::1]x",
+            "postgresql://h%2",
+            "postgresql://h%zz",
+            "postgresql://h%+1",
+            "postgresql://h%00",
+            "postgresql://%FF",
+            "postgresql://h?user",
+            "postgresql://h?user=a=b",
+        ] {
+            assert!(matches!(pairs(text), Err(ConninfoError::Uri(_))), "{text}: {:?}", pairs(text));
+        }
+    }
+
+    #[test]
+    fn several_hosts_are_refused() {
+        for text in ["postgresql://a,b", "postgresql://a:1,b:2/db", "host=a,b", "hostaddr=1.2.3.4,5.6.7.8"] {
+            assert!(matches!(conninfo(text), Err(ConninfoError::SeveralHosts(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn flags_come_before_string_before_environment_before_defaults() {
+        let environment =
+            surroundings(&[("PGHOST", "env"), ("PGPORT", "1"), ("PGUSER", "envuser"), ("PGAPPNAME", "app")]);
+        let all = Flags { host: Some("flag".into()), ..flags("host=string port=2") };
+        let made = Conninfo::new(&all, &environment).unwrap();
+        assert_eq!(made.endpoint, tcp_endpoint("flag", 2));
+        assert_eq!((made.user(), made.application_name()), ("envuser", Some("app")));
+
+        let made = conninfo("").unwrap();
+        let sockets = ["/var/run/postgresql/.s.PGSQL.5432", "/tmp/.s.PGSQL.5432"].map(PathBuf::from);
+        assert_eq!(made.endpoint, Endpoint::Unix(sockets.to_vec()));
+        assert_eq!((made.user(), made.passfile_host().as_str()), ("me", "localhost"));
+        assert_eq!(made.passfile, Some("/home/me/.pgpass".into()));
+        assert_eq!(made.timeout, Some(CONNECT_TIMEOUT));
+        assert_eq!((made.ssl_mode, made.channel_binding), (SslMode::Prefer, ChannelBinding::Prefer));
+        assert_eq!(made.root_cert, RootCert::Default(Some("/home/me/.postgresql/root.crt".into())));
+    }
+
+    #[test]
+    fn an_empty_value_is_the_default() {
+        let environment = surroundings(&[("PGHOST", "env"), ("PGPASSWORD", "")]);
+        let made = Conninfo::new(&flags("host='' user=''"), &environment).unwrap();
+        assert!(matches!(made.endpoint, Endpoint::Unix(_)));
+        assert!(made.password.is_none());
+        assert_eq!(made.user(), "me");
+    }
+
+    #[test]
+    fn hosts_addresses_and_sockets() {
+        let address = "10.0.0.1".parse().unwrap();
+        for (text, endpoint, target, passfile_host) in [
+            ("host=db", tcp_endpoint("db", 5432), "db:5432", "db"),
+            ("host=::1 port=6000", tcp_endpoint("::1", 6000), "[::1]:6000", "::1"),
+            ("host=/run/pg port=7", Endpoint::Unix(vec!["/run/pg/.s.PGSQL.7".into()]), "/run/pg/.s.PGSQL.7", "/run/pg"),
+            ("host=/tmp", Endpoint::Unix(vec!["/tmp/.s.PGSQL.5432".into()]), "/tmp/.s.PGSQL.5432", "localhost"),
+            (
+                "host=db hostaddr=10.0.0.1",
+                Endpoint::Tcp { host: "db".into(), address: Some(address), port: 5432 },
+                "db:5432",
+                "db",
+            ),
+            (
+                "hostaddr=10.0.0.1",
+                Endpoint::Tcp { host: "10.0.0.1".into(), address: Some(address), port: 5432 },
+                "10.0.0.1:5432",
+                "10.0.0.1",
+            ),
+        ] {
+            let made = conninfo(text).unwrap();
+            assert_eq!(made.endpoint, endpoint, "{text}");
+            assert_eq!((made.target().as_str(), made.passfile_host().as_str()), (target, passfile_host), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_named() {
+        for (text, keyword) in [
+            ("service=prod", "service"),
+            ("sslcert=x", "sslcert"),
+            ("gssencmode=require", "gssencmode"),
+            ("target_session_attrs=read-write", "target_session_attrs"),
+            ("replication=database", "replication"),
+            ("client_encoding=LATIN1", "client_encoding"),
+            ("requirepeer=postgres", "requirepeer"),
+            ("host=@abstract", "host"),
+        ] {
+            let Err(ConninfoError::NotHonoured { keyword: named, .. }) = conninfo(text) else { panic!("{text}") };
+            assert_eq!(named, keyword);
+        }
+        for text in ["gssencmode=prefer replication=true target_session_attrs=any client_encoding=UTF8", "dbname=x"] {
+            assert!(conninfo(text).is_ok(), "{text}");
+        }
+        assert_eq!(conninfo("sslmod=require").unwrap_err(), ConninfoError::UnknownKeyword("sslmod".into()));
+        let error = Conninfo::new(&flags(""), &surroundings(&[("PGSERVICE", "prod")])).unwrap_err();
+        assert_eq!(error.to_string(), "walhold cannot honour service (PGSERVICE)");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_named() {
+        for (text, keyword) in [
+            ("port=0", "port"),
+            ("port=65536", "port"),
+            ("port=-1", "port"),
+            ("hostaddr=localhost", "hostaddr"),
+            ("sslmode=verify", "sslmode"),
+            ("channel_binding=on", "channel_binding"),
+            ("connect_timeout=10s", "connect_timeout"),
+            ("keepalives_idle=x", "keepalives_idle"),
+            ("keepalives=yes", "keepalives"),
+            ("require_auth=scram", "require_auth"),
+            ("require_auth=md5,!none", "require_auth"),
+            ("require_auth=md5,md5", "require_auth"),
+            ("ssl_min_protocol_version=SSLv3", "ssl_min_protocol_version"),
+        ] {
+            let Err(ConninfoError::Value { keyword: named, .. }) = conninfo(text) else { panic!("{text}") };
+            assert_eq!(named, keyword, "{text}");
+        }
+    }
+
+    #[test]
+    fn time_limits_are_libpqs() {
+        for (text, seconds) in [("1", Some(2)), ("30", Some(30)), ("0", None), ("-1", None)] {
+            let made = conninfo(&format!("connect_timeout={text}")).unwrap();
+            assert_eq!(made.timeout, seconds.map(Duration::from_secs), "{text}");
+        }
+    }
+
+    #[test]
+    fn require_auth_allows_what_it_lists() {
+        for (text, allowed, refused) in [
+            ("scram-sha-256", vec![Method::Scram], vec![Method::None, Method::Md5, Method::Password]),
+            ("!password, !md5", vec![Method::Scram, Method::None], vec![Method::Password, Method::Md5]),
+            ("none,gss", vec![Method::None, Method::Other("gss")], vec![Method::Scram]),
+        ] {
+            let made = conninfo(&format!("require_auth='{text}'")).unwrap();
+            assert!(allowed.iter().all(|method| made.require_auth.allows(*method)), "{text}");
+            assert!(refused.iter().all(|method| !made.require_auth.allows(*method)), "{text}");
+        }
+    }
+
+    #[test]
+    fn system_roots_verify_the_host() {
+        let made = conninfo("sslrootcert=system").unwrap();
+        assert_eq!((made.ssl_mode, made.root_cert), (SslMode::VerifyFull, RootCert::System));
+        assert_eq!(conninfo("sslrootcert=system sslmode=verify-ca").unwrap_err(), ConninfoError::WeakSystemRoots);
+        assert_eq!(conninfo("sslrootcert=/x sslmode=require").unwrap().root_cert, RootCert::File("/x".into()));
+        let made = Conninfo::new(&flags(""), &surroundings(&[("PGREQUIRESSL", "1")])).unwrap();
+        assert_eq!(made.ssl_mode, SslMode::Require);
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let made = conninfo("postgresql://u:hush@h").unwrap();
+        assert_eq!(made.password.as_ref().unwrap().expose_secret(), "hush");
+        assert!(!format!("{made:?}").contains("hush"));
+    }
 }

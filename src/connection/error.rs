@@ -189,7 +189,8 @@ fn refusal_hint(error: &ServerError, passfile: Option<&PathBuf>) -> Option<Strin
     let own = match error.condition() {
         Condition::NotAdmitted if error.message.contains("pg_hba.conf") => {
             "add a line to pg_hba.conf such as: host replication <user> <address>/32 scram-sha-256 \
-             (the database \"all\" does not cover replication), then reload the server"
+             (the database \"all\" does not cover replication), then reload the server; if there is one \
+             that says hostssl, use sslmode=require"
         }
         Condition::NotAdmitted => "the role must exist and be allowed to log in: CREATE ROLE ... LOGIN REPLICATION",
         Condition::WrongPassword => {
@@ -304,7 +305,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let own = match self.condition()? {
             Condition::WalRemoved => {
-                "the server no longer has this WAL: take a new backup; a slot or wal_keep_size prevents it"
+                "the server no longer has this file: a slot would have kept the WAL; a new backup begins anew"
             }
             Condition::Missing => "make it with: walhold slot create",
             Condition::Exists => "drop it first, or choose another name",

@@ -21,6 +21,9 @@ use crate::wal::{Pos, SegmentSize, TimelineId};
 /// How long the server may take to answer a command that needs no work.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Rows of one answer, and the bytes in them.
 const MAX_ROWS: usize = 20_000;
 const MAX_ANSWER: usize = 16 << 20;
@@ -239,7 +242,8 @@ impl Session {
         Ok(SlotAnswer::Known(SlotState::from_rows(&rows)?))
     }
 
-    /// Makes a physical slot.
+    /// Makes a physical slot. A temporary one is gone with the next error that the server reports
+    /// in this session.
     ///
     /// # Errors
     /// When there is one of that name, none is free, or the connection fails.
@@ -289,7 +293,8 @@ impl Session {
         Ok(rows.collect::<Result<_, ProtocolError>>()?)
     }
 
-    /// Begins to stream from exactly `start`.
+    /// Begins to stream from exactly `start`. Servers 13 and 14 insist on
+    /// [`Session::identify_system`] before it.
     ///
     /// # Errors
     /// When the server refuses: no such slot, slot in use, timeline not in its history. What it
@@ -355,11 +360,7 @@ impl Session {
                     self.mode = Mode::Over;
                     Streamed::ServerShutdown
                 }
-                Reply::Error(error) => {
-                    self.wire.enter(Phase::Command);
-                    self.mode = if error.is_fatal() { Mode::Over } else { Mode::Failed };
-                    return Err(Error::Server(Box::new(error)));
-                }
+                Reply::Error(error) => return self.fail(error),
                 other => return Err(other.unexpected("streaming WAL").into()),
             };
             return Ok(Some(streamed));
@@ -420,7 +421,6 @@ impl Session {
     /// When the server refuses it, or the connection fails.
     pub async fn base_backup(&mut self, backup: &BaseBackup) -> Result<BackupStarted, Error> {
         const DURING: &str = "BASE_BACKUP";
-        self.free(DURING).await?;
         self.send_command(&command::base_backup(self.version, backup), DURING).await?;
         let start = backup_position(&self.result_set().await?)?;
         let tablespaces = TablespaceRow::from_rows(&self.result_set().await?)?;
@@ -451,6 +451,13 @@ impl Session {
         }
     }
 
+    /// Takes leave of the server, which then need not find out that we are gone.
+    pub async fn close(mut self) {
+        frontend::terminate(self.wire.outbox());
+        // The server may be gone already, or not be listening: nothing depends on it.
+        let _ = timeout(FAREWELL, self.wire.flush()).await;
+    }
+
     fn feed_backup(&mut self, reply: Reply) -> Result<(), Error> {
         let Mode::Copying(stream) = &mut self.mode else { return Err(Error::NotFree("reading a base backup")) };
         match reply {
@@ -458,10 +465,10 @@ impl Session {
             Reply::Error(error) => {
                 // After the stop position only the checksums are still judged.
                 let checksums = stream.is_stopped() && error.condition() == Condition::DataCorrupted;
-                self.wire.enter(Phase::Command);
-                self.mode = if error.is_fatal() { Mode::Over } else { Mode::Failed };
-                let error = Box::new(error);
-                return Err(if checksums { Error::Checksums(error) } else { Error::Server(error) });
+                return self.fail(error).map_err(|error| match error {
+                    Error::Server(error) if checksums => Error::Checksums(error),
+                    other => other,
+                });
             }
             reply => stream.feed(reply)?,
         }
@@ -489,7 +496,6 @@ impl Session {
     }
 
     async fn exchange(&mut self, command: &str, during: &'static str) -> Result<Vec<Row>, Error> {
-        self.free(during).await?;
         self.send_command(command, during).await?;
         let mut answer = Answer::default();
         loop {

@@ -48,8 +48,8 @@ pub enum TlsError {
     #[error("the TLS handshake failed: {0}")]
     Handshake(io::Error),
     /// There is nothing to verify the certificate with.
-    #[error("root certificate file {} does not exist", .0.as_ref().map(|path| path.display().to_string()).unwrap_or_default())]
-    NoRoots(Option<PathBuf>),
+    #[error("root certificate file {} does not exist", .0.display())]
+    NoRoots(PathBuf),
     /// The root certificates cannot be used.
     #[error("cannot read root certificates from {place}: {reason}")]
     Roots {
@@ -71,7 +71,7 @@ impl TlsError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::NotOffered => "set ssl=on on the server, or use another sslmode".to_owned(),
-            Self::Injected => "somebody is tampering with the connection".to_owned(),
+            Self::Injected => "if it is a PostgreSQL server, somebody is tampering with the connection".to_owned(),
             Self::Answer(_) => "is it a PostgreSQL server?".to_owned(),
             Self::Certificate(_) => "check sslrootcert, and that the certificate names the host in its \
                                      subjectAltName (its common name does not count)"
@@ -148,9 +148,12 @@ fn verifier(conninfo: &Conninfo, provider: &CryptoProvider) -> Result<Arc<dyn Se
     let roots = match &conninfo.root_cert {
         RootCert::System => Some(system_roots()?),
         RootCert::File(path) if path.exists() => Some(file_roots(path)?),
-        RootCert::File(path) => return Err(TlsError::NoRoots(Some(path.clone()))),
         RootCert::Default(Some(path)) if path.exists() => Some(file_roots(path)?),
-        RootCert::Default(path) if must_verify => return Err(TlsError::NoRoots(path.clone())),
+        RootCert::File(path) => return Err(TlsError::NoRoots(path.clone())),
+        RootCert::Default(path) if must_verify => {
+            let path = path.clone().unwrap_or_else(|| "~/.postgresql/root.crt".into());
+            return Err(TlsError::NoRoots(path));
+        }
         RootCert::Default(_) => None,
     };
     let Some(roots) = roots else { return Ok(Arc::new(Unverified(algorithms))) };
@@ -380,5 +383,130 @@ impl SignatureHash {
             "2.16.840.1.101.3.4.2.3" => Self::Sha512,
             _ => return None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256,
+        PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, SignatureAlgorithm,
+    };
+
+    use super::*;
+
+    fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn server(host: &str, signer: &CertifiedIssuer<'static, KeyPair>) -> CertificateDer<'static> {
+        let key = KeyPair::generate().unwrap();
+        CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, signer).unwrap().into()
+    }
+
+    fn chain_to(root: &CertificateDer<'static>) -> ChainOnly {
+        let roots = vec![root.clone()];
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+        ChainOnly { store: store(&roots).unwrap(), roots, algorithms }
+    }
+
+    fn verdict(verifier: &dyn ServerCertVerifier, certificate: &CertificateDer<'_>, host: &str) -> Result<(), String> {
+        let name = ServerName::try_from(host.to_owned()).unwrap();
+        let outcome = verifier.verify_server_cert(certificate, &[], &name, &[], UnixTime::now());
+        outcome.map(drop).map_err(|error| match error {
+            rustls::Error::InvalidCertificate(reason) => certificate_reason(&reason),
+            other => panic!("{other}"),
+        })
+    }
+
+    #[test]
+    fn verify_full_checks_chain_and_name() {
+        let (ours, other) = (authority("ours"), authority("other"));
+        let certificate = server("db.example", &ours);
+        let full = ChainAndName(chain_to(ours.der()));
+        assert_eq!(verdict(&full, &certificate, "db.example"), Ok(()));
+        assert_eq!(verdict(&full, &certificate, "evil.example"), Err("it is for another host".into()));
+        let stranger = ChainAndName(chain_to(other.der()));
+        let unknown = "it is signed by no root certificate that is trusted here";
+        assert_eq!(verdict(&stranger, &certificate, "db.example"), Err(unknown.into()));
+    }
+
+    #[test]
+    fn verify_ca_checks_the_chain_and_not_the_name() {
+        let (ours, other) = (authority("ours"), authority("other"));
+        let certificate = server("db.example", &ours);
+        assert_eq!(verdict(&chain_to(ours.der()), &certificate, "evil.example"), Ok(()));
+        assert!(verdict(&chain_to(other.der()), &certificate, "db.example").is_err());
+    }
+
+    #[test]
+    fn without_roots_nothing_is_verified() {
+        let certificate = server("db.example", &authority("any"));
+        let unverified = Unverified(aws_lc_rs::default_provider().signature_verification_algorithms);
+        assert_eq!(verdict(&unverified, &certificate, "evil.example"), Ok(()));
+    }
+
+    #[test]
+    fn a_servers_own_certificate_can_be_the_root() {
+        let mut params = CertificateParams::new(vec!["db.example".to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let own = |params: CertificateParams| params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone();
+        let certificate = own(params.clone());
+        assert_eq!(verdict(&ChainAndName(chain_to(&certificate)), &certificate, "db.example"), Ok(()));
+        assert!(verdict(&ChainAndName(chain_to(&certificate)), &certificate, "evil.example").is_err());
+        assert!(verdict(&chain_to(&own(params.clone())), &certificate, "db.example").is_err());
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        let expired = own(params);
+        assert_eq!(verdict(&chain_to(&expired), &expired, "db.example"), Err("it has expired".into()));
+    }
+
+    #[test]
+    fn a_login_is_bound_with_the_hash_of_the_signature() {
+        let signed_with = |algorithm: &'static SignatureAlgorithm| {
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            CertificateParams::new(vec![]).unwrap().self_signed(&key).unwrap().der().to_vec()
+        };
+        let (p256, p384) = (signed_with(&PKCS_ECDSA_P256_SHA256), signed_with(&PKCS_ECDSA_P384_SHA384));
+        assert_eq!(certificate_hash(&p256), Some(Sha256::digest(&p256).to_vec()));
+        assert_eq!(certificate_hash(&p384), Some(Sha384::digest(&p384).to_vec()));
+        let rsa = signed_with(&PKCS_RSA_SHA256);
+        assert_eq!(certificate_hash(&rsa), Some(Sha256::digest(&rsa).to_vec()));
+        assert_eq!(certificate_hash(&signed_with(&PKCS_ED25519)), None);
+        assert_eq!(certificate_hash(b"no certificate"), None);
+    }
+
+    #[test]
+    fn old_hashes_are_replaced_and_unknown_ones_refused() {
+        for (oid, hash) in [
+            ("1.2.840.113549.1.1.4", Some(SignatureHash::Sha256)),
+            ("1.2.840.113549.1.1.5", Some(SignatureHash::Sha256)),
+            ("1.2.840.113549.1.1.14", Some(SignatureHash::Sha224)),
+            ("1.2.840.113549.1.1.13", Some(SignatureHash::Sha512)),
+            ("1.2.840.10045.4.3.4", Some(SignatureHash::Sha512)),
+            ("1.3.101.112", None),
+        ] {
+            assert_eq!(SignatureHash::of_signature(oid.parse().unwrap()), hash, "{oid}");
+        }
+    }
+
+    #[test]
+    fn pss_names_its_hash_in_its_parameters() {
+        // SEQUENCE { [0] { SEQUENCE { OID 2.16.840.1.101.3.4.2.n, NULL } }, [2] { INTEGER 32 } }
+        let parameters = |last: u8| {
+            let mut der = vec![0x30, 0x16, 0xA0, 0x0F, 0x30, 0x0D, 0x06, 0x09];
+            der.extend([
+                0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, last, 0x05, 0x00, 0xA2, 0x03, 0x02, 0x01, 0x20,
+            ]);
+            der
+        };
+        assert_eq!(SignatureHash::of_pss(&parameters(1)), Some(SignatureHash::Sha256));
+        assert_eq!(SignatureHash::of_pss(&parameters(2)), Some(SignatureHash::Sha384));
+        assert_eq!(SignatureHash::of_pss(&parameters(3)), Some(SignatureHash::Sha512));
+        assert_eq!(SignatureHash::of_pss(&parameters(9)), None);
+        assert_eq!(SignatureHash::of_pss(&[0x30, 0x00]), Some(SignatureHash::Sha256), "SHA-1 is the default");
+        assert_eq!(SignatureHash::of_pss(&[0x30, 0x05, 0xA0]), None);
     }
 }

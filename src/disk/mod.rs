@@ -224,6 +224,13 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Trouble::Locked`] with the holder's note if it is taken for writing.
     fn lock_shared(&self, path: &Path) -> Result<Lock, DiskError>;
+
+    /// Takes the exclusive advisory lock on a directory itself, which is opened to be read only:
+    /// nothing is made in it.
+    ///
+    /// # Errors
+    /// [`Trouble::Locked`] if it is taken.
+    fn lock_dir(&self, path: &Path) -> Result<Lock, DiskError>;
 }
 
 /// An advisory lock, let go when dropped or when the process ends in any way.

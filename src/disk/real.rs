@@ -327,6 +327,12 @@ impl Disk for Real {
         let file = lock_file(path, OpenOptions::new().read(true), true)?;
         Ok(Lock { file: Some(file) })
     }
+
+    fn lock_dir(&self, path: &Path) -> Result<Lock, DiskError> {
+        let directory = i32::try_from(OFlags::DIRECTORY.bits()).unwrap_or(0);
+        let dir = lock_file(path, OpenOptions::new().read(true).custom_flags(directory), false)?;
+        Ok(Lock { file: Some(dir) })
+    }
 }
 
 #[cfg(test)]
@@ -374,6 +380,19 @@ mod tests {
         drop(held);
         let (_one, _two) = (Real::new().lock_shared(&path).unwrap(), Real::new().lock_shared(&path).unwrap());
         assert_eq!(Real::new().lock(&path, "pid 3").unwrap_err().trouble(), Trouble::Locked);
+    }
+
+    #[test]
+    fn a_directory_is_locked_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Real::new().lock_dir(dir.path()).unwrap();
+        assert_eq!(Real::new().lock_dir(dir.path()).unwrap_err().trouble(), Trouble::Locked);
+        assert_eq!(Real::new().list(dir.path()).unwrap(), []);
+        drop(held);
+        let _again = Real::new().lock_dir(dir.path()).unwrap();
+        let file = dir.path().join("file");
+        let _ = Real::new().create(&file, 0o600).unwrap();
+        assert!(Real::new().lock_dir(&file).is_err());
     }
 
     #[test]

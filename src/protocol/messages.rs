@@ -78,7 +78,8 @@ impl Reply {
             Message::NoticeResponse(body) => ServerError::collect(body.fields()).map(Self::Notice),
             Message::ParameterStatus(body) => match (body.name(), body.value()) {
                 (Ok(name), Ok(value)) => Ok(Self::Parameter { name: name.to_owned(), value: value.to_owned() }),
-                _ => Err(ProtocolError::Malformed("parameter")),
+                // A role's name, say, in the encoding of some database; none that we read.
+                _ => Ok(Self::Ignored),
             },
             Message::ReadyForQuery(_) => Ok(Self::Ready),
             Message::NotificationResponse(_) => Ok(Self::Ignored),

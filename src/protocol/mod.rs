@@ -14,8 +14,8 @@ pub use error::{Condition, ProtocolError, ServerError};
 pub use framing::{Frame, Framer, FramingError, Phase};
 pub use messages::{Reply, Row};
 pub use replication::{
-    BaseBackup, Checkpoint, ManifestAlgorithm, MaxRate, NextTimeline, Retention, SlotKind, SlotName, SlotNameError,
-    SlotState, SystemIdentity, TablespaceRow, backup_position, command, duration_setting, mode_setting,
+    BaseBackup, Checkpoint, MaxRate, NextTimeline, Retention, SlotKind, SlotName, SlotNameError, SlotState,
+    SystemIdentity, TablespaceRow, backup_position, command, duration_setting, mode_setting,
 };
 pub use stream::{StandbyStatus, StreamMessage};
 pub use version::ServerVersion;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use super::{ProtocolError, Row, ServerVersion};
+use crate::image::ManifestAlgorithm;
 use crate::wal::{Lsn, Pos, TimelineId};
 
 /// A replication slot's name: 1 to 63 of `a-z`, `0-9` and `_`.
@@ -73,37 +74,6 @@ pub enum Checkpoint {
     Fast,
     /// At the pace of its regular checkpoints: the copy may begin minutes later.
     Spread,
-}
-
-/// What the server computes over each file for the manifest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ManifestAlgorithm {
-    /// Names and sizes alone.
-    None,
-    /// The server's default.
-    Crc32c,
-    /// SHA-224.
-    Sha224,
-    /// SHA-256.
-    Sha256,
-    /// SHA-384.
-    Sha384,
-    /// SHA-512.
-    Sha512,
-}
-
-impl ManifestAlgorithm {
-    /// As the command and the manifest spell it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "NONE",
-            Self::Crc32c => "CRC32C",
-            Self::Sha224 => "SHA224",
-            Self::Sha256 => "SHA256",
-            Self::Sha384 => "SHA384",
-            Self::Sha512 => "SHA512",
-        }
-    }
 }
 
 /// A bound on the speed of a copy, in kB (1024 bytes) a second.

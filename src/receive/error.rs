@@ -74,6 +74,8 @@ pub enum ReceiveError {
         held: Pos,
         /// The server's position.
         server: Pos,
+        /// It is a standby, which may yet receive what we hold.
+        standby: bool,
     },
     /// The server sends other bytes than are held.
     #[error("the server's WAL differs from the archive's at {0}")]

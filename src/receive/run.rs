@@ -67,7 +67,8 @@ pub async fn receive(
         if began.elapsed() > GOOD {
             wait = FIRST_WAIT;
         }
-        tell(Event::Disconnected { reason: error.to_string(), wait });
+        let again = matches!(error, ReceiveError::Connect(_));
+        tell(Event::Disconnected { reason: error.to_string(), wait, again });
         if !rest(wait, stop).await || !room(&error, archive, stop).await {
             return Ok(Finished::Stopped);
         }
@@ -108,7 +109,7 @@ impl Doubts {
                 }
                 true
             }
-            ReceiveError::Ahead { .. } => true,
+            ReceiveError::Ahead { standby, .. } => *standby,
             other => other.disk().is_some_and(|e| e.trouble() == Trouble::Full),
         }
     }
@@ -124,6 +125,9 @@ async fn session(
     tell: &mut impl FnMut(Event),
 ) -> Result<Option<Finished>, ReceiveError> {
     upstream.check(archive)?;
+    if options.synchronous && upstream.session.show("synchronous_commit").await? == "remote_apply" {
+        tell(Event::RemoteApply);
+    }
     let slot = upstream.prepare_slot(options, tell).await?;
     let mut resumption = match doubts.from.take() {
         Some(from) => {

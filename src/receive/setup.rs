@@ -18,6 +18,8 @@ pub struct Upstream {
     pub position: Pos,
     /// Its segment size.
     pub segment_size: SegmentSize,
+    /// What new files get, as the server has it for its own: 0600, or 0640 with group access.
+    pub file_mode: u32,
     /// After how much silence it gives us up.
     pub sender_timeout: Option<Duration>,
     /// Whether it is a standby; servers before 14 do not say.
@@ -34,12 +36,14 @@ impl Upstream {
         let identity = session.identify_system().await?;
         let segment_size = session.segment_size().await?;
         let sender_timeout = session.wal_sender_timeout().await?;
+        let group = session.data_directory_mode().await? & 0o040;
         let standby = session.parameter("in_hot_standby").map(|on| on == "on");
         Ok(Self {
             session,
             system_id: identity.system_id,
             position: identity.position,
             segment_size,
+            file_mode: 0o600 | group,
             sender_timeout,
             standby,
         })
@@ -100,7 +104,7 @@ impl Upstream {
     }
 
     /// Before 15 only SQL tells where a slot stands, and a replication connection has no SQL.
-    async fn query_slot(&self, options: &Options, name: &SlotName) -> Result<Option<Option<Pos>>, ReceiveError> {
+    async fn query_slot(&mut self, options: &Options, name: &SlotName) -> Result<Option<Option<Pos>>, ReceiveError> {
         let wrong = |reason: String| ReceiveError::SlotPosition { slot: name.clone(), reason };
         let sql = format!("select restart_lsn from pg_replication_slots where slot_name = '{}'", name.as_str());
         let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name);
@@ -137,7 +141,12 @@ impl Upstream {
         self.begin(archive, route, start).await
     }
 
-    pub(super) async fn begin(&self, archive: &Archive, route: History, at: Pos) -> Result<Resumption, ReceiveError> {
+    pub(super) async fn begin(
+        &mut self,
+        archive: &Archive,
+        route: History,
+        at: Pos,
+    ) -> Result<Resumption, ReceiveError> {
         let segment = Segment::containing(at, self.segment_size);
         let archive = archive.clone();
         Ok(blocking(move || archive.begin(&route, segment)).await?)
@@ -150,7 +159,8 @@ impl Upstream {
         if held == self.position.tli() {
             return match resumption.old {
                 Some(old) if old.valid > self.position.lsn() => {
-                    Err(ReceiveError::Ahead { held: self.position.at(old.valid), server: self.position })
+                    let (held, server) = (self.position.at(old.valid), self.position);
+                    Err(ReceiveError::Ahead { held, server, standby: self.standby == Some(true) })
                 }
                 _ => Ok(resumption),
             };

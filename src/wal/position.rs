@@ -5,10 +5,13 @@ use std::num::NonZeroU32;
 use std::ops::Sub;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// A byte address in the log (`XLogRecPtr`). Text form is two hexadecimal halves, `1/A0000028`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+/// A byte address in the log (`XLogRecPtr`). Text form is two hexadecimal halves, `1/A0000028`, in
+/// documents too.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Lsn(u64);
 
 impl Lsn {
@@ -64,6 +67,20 @@ impl fmt::Display for Lsn {
     }
 }
 
+impl From<Lsn> for String {
+    fn from(lsn: Lsn) -> Self {
+        lsn.to_string()
+    }
+}
+
+impl TryFrom<String> for Lsn {
+    type Error = ParseLsnError;
+
+    fn try_from(text: String) -> Result<Self, ParseLsnError> {
+        text.parse()
+    }
+}
+
 impl fmt::Debug for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -91,7 +108,7 @@ impl FromStr for Lsn {
 
 /// The number of a history of the cluster. 1 is the first; each promotion or point-in-time
 /// recovery takes a new, higher one.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TimelineId(NonZeroU32);
 
 impl TimelineId {
@@ -125,8 +142,9 @@ impl fmt::Debug for TimelineId {
 }
 
 /// An address on a timeline. As an end it is exclusive: the first byte not included.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pos {
+    #[serde(rename = "timeline")]
     tli: TimelineId,
     lsn: Lsn,
 }

@@ -1,0 +1,345 @@
+//! The one pass over a base backup's data: tar parsed, each file digested, archives compressed,
+//! hashed and written. Nothing is read twice.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::BackupError;
+use crate::codec::{Compression, ZSTD_FRAME, ZstdFrames};
+use crate::disk::{Disk, DiskError, File};
+use crate::image::{
+    BackupLabel, Compared, Comparison, ControlFile, FeedError, Hasher, Manifest, ManifestAlgorithm, MemberKind,
+    MemberPath, Names, TarEnd, TarEvent, TarReader,
+};
+use crate::repository::{Seal, SealedFile, Sha256Sum};
+
+/// Pieces of the stream that may wait for the thread.
+const QUEUE: usize = 16;
+/// How much of a compressed archive gathers before it is written.
+const WRITE: usize = 1 << 20;
+/// The files of the copy that are looked into are no larger.
+const MAX_KEPT: usize = 64 << 10;
+/// What closes a tar: servers up to 14 leave it to the client.
+const TAR_END: [u8; 1024] = [0; 1024];
+
+/// A piece of the stream for the thread.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// An archive begins: of a tablespace, or of the data directory.
+    Archive(Option<u32>),
+    Data(Bytes),
+    ArchiveEnd,
+    ManifestData(Bytes),
+    ManifestEnd,
+}
+
+/// Where the pieces go.
+#[derive(Debug)]
+pub(super) struct Copying {
+    pieces: SyncSender<Piece>,
+    thread: JoinHandle<Result<Copied, BackupError>>,
+}
+
+/// All was copied, and every file is as the server's manifest lists it.
+#[derive(Debug)]
+pub(super) struct Copied {
+    /// The archives and the manifest.
+    pub(super) files: Vec<SealedFile>,
+    pub(super) manifest: Manifest,
+    pub(super) compared: Compared,
+    pub(super) label: BackupLabel,
+    pub(super) control: ControlFile,
+}
+
+impl Copying {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        mode: u32,
+        compression: Compression,
+        algorithm: ManifestAlgorithm,
+    ) -> Result<Self, BackupError> {
+        let (pieces, queue) = sync_channel(QUEUE);
+        let work = move || Copy::new(disk, dir, mode, compression, algorithm).work(&queue);
+        let thread = std::thread::Builder::new().name("copy".into()).spawn(work).map_err(BackupError::Thread)?;
+        Ok(Self { pieces, thread })
+    }
+
+    /// Hands over a piece; `false` if the thread has failed, and [`Copying::finish`] says why.
+    pub(super) async fn put(&self, piece: Piece) -> bool {
+        match self.pieces.try_send(piece) {
+            Ok(()) => true,
+            Err(std::sync::mpsc::TrySendError::Disconnected(_)) => false,
+            Err(std::sync::mpsc::TrySendError::Full(piece)) => {
+                let pieces = self.pieces.clone();
+                tokio::task::spawn_blocking(move || pieces.send(piece).is_ok()).await.unwrap_or(false)
+            }
+        }
+    }
+
+    /// Waits until all is written and compared.
+    pub(super) async fn finish(self) -> Result<Copied, BackupError> {
+        drop(self.pieces);
+        let thread = self.thread;
+        match tokio::task::spawn_blocking(move || thread.join()).await {
+            Ok(Ok(copied)) => copied,
+            _ => Err(BackupError::Thread(io::Error::other("it ended unexpectedly"))),
+        }
+    }
+}
+
+/// The state of the pass.
+struct Copy {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    mode: u32,
+    compression: Compression,
+    algorithm: ManifestAlgorithm,
+    files: Vec<SealedFile>,
+    comparison: Comparison,
+    label: Option<Vec<u8>>,
+    control: Option<Vec<u8>>,
+    manifest: Vec<u8>,
+    manifest_ended: bool,
+    archive: Option<ArchiveCopy>,
+}
+
+/// One archive on its way to its file.
+struct ArchiveCopy {
+    oid: Option<u32>,
+    name: String,
+    reader: TarReader,
+    names: Names,
+    member: Option<MemberCopy>,
+    sink: Sink,
+    unpacked: u64,
+}
+
+/// One file in it.
+struct MemberCopy {
+    path: MemberPath,
+    size: u64,
+    hasher: Hasher,
+    kept: Option<Vec<u8>>,
+}
+
+enum Sink {
+    Plain(HashedFile),
+    Zstd(ZstdFrames<HashedFile>),
+}
+
+impl Copy {
+    fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        mode: u32,
+        compression: Compression,
+        algorithm: ManifestAlgorithm,
+    ) -> Self {
+        Self {
+            disk,
+            dir,
+            mode,
+            compression,
+            algorithm,
+            files: Vec::new(),
+            comparison: Comparison::new(),
+            label: None,
+            control: None,
+            manifest: Vec::new(),
+            manifest_ended: false,
+            archive: None,
+        }
+    }
+
+    fn work(mut self, queue: &Receiver<Piece>) -> Result<Copied, BackupError> {
+        while let Ok(piece) = queue.recv() {
+            match piece {
+                Piece::Archive(oid) => self.begin(oid)?,
+                Piece::Data(bytes) => self.take(&bytes)?,
+                Piece::ArchiveEnd => self.end()?,
+                Piece::ManifestData(bytes) => {
+                    if self.manifest.len() + bytes.len() > Manifest::MAX_BYTES {
+                        return Err(BackupError::Contradiction("its manifest has no end".into()));
+                    }
+                    self.manifest.extend_from_slice(&bytes);
+                }
+                Piece::ManifestEnd => self.manifest_ended = true,
+            }
+        }
+        self.finish()
+    }
+
+    fn begin(&mut self, oid: Option<u32>) -> Result<(), BackupError> {
+        let stem = oid.map_or_else(|| "base".to_owned(), |oid| oid.to_string());
+        let name = format!("{stem}.tar{}", self.compression.codec().suffix());
+        let file = HashedFile::create(&*self.disk, &self.dir.join(&name), self.mode)?;
+        let sink = match self.compression {
+            Compression::None => Sink::Plain(file),
+            Compression::Zstd { level, workers } => {
+                Sink::Zstd(ZstdFrames::new(file, level, workers, ZSTD_FRAME).map_err(BackupError::Compress)?)
+            }
+        };
+        let (reader, names) = (TarReader::new(), Names::new());
+        self.archive = Some(ArchiveCopy { oid, name, reader, names, member: None, sink, unpacked: 0 });
+        Ok(())
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
+        let Some(archive) = &mut self.archive else { return Err(BackupError::Lacks("archive for its data")) };
+        let (algorithm, oid) = (self.algorithm, archive.oid);
+        let (names, member) = (&mut archive.names, &mut archive.member);
+        let (comparison, label, control) = (&mut self.comparison, &mut self.label, &mut self.control);
+        let fed = archive.reader.feed(bytes, &mut |event| match event {
+            TarEvent::Member(found) => {
+                names.take(&found)?;
+                *member = MemberCopy::of(found.path, found.kind, algorithm, oid);
+                Ok(())
+            }
+            TarEvent::Data(data) => {
+                if let Some(member) = member {
+                    member.take(data);
+                }
+                Ok(())
+            }
+            TarEvent::MemberEnd => {
+                let Some(done) = member.take() else { return Ok(()) };
+                if let Some(kept) = done.kept {
+                    *(if done.path.as_bytes() == CONTROL { &mut *control } else { &mut *label }) = Some(kept);
+                }
+                let path = match oid {
+                    Some(oid) => done.path.in_tablespace(oid).map_err(|e| BackupError::Contradiction(e.to_string()))?,
+                    None => done.path,
+                };
+                comparison.add(path, done.size, done.hasher.finish());
+                Ok::<_, BackupError>(())
+            }
+        });
+        fed.map_err(|e| match e {
+            FeedError::Tar(e) => BackupError::Tar(e),
+            FeedError::Seen(e) => e,
+        })?;
+        archive.put(bytes)
+    }
+
+    fn end(&mut self) -> Result<(), BackupError> {
+        let Some(mut archive) = self.archive.take() else { return Err(BackupError::Lacks("archive to end")) };
+        if std::mem::take(&mut archive.reader).finish()? == TarEnd::Open {
+            archive.put(&TAR_END)?;
+        }
+        let file = match archive.sink {
+            Sink::Plain(file) => file,
+            Sink::Zstd(frames) => frames.finish().map_err(cannot_write)?,
+        };
+        self.files.push(file.finish(archive.name, Some(archive.unpacked))?);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Copied, BackupError> {
+        if !self.manifest_ended {
+            return Err(BackupError::Lacks("manifest"));
+        }
+        let manifest = Manifest::parse(&self.manifest)?;
+        let compared = std::mem::take(&mut self.comparison).check(&manifest).map_err(|differences| {
+            let more = differences.len().saturating_sub(1);
+            differences
+                .into_iter()
+                .next()
+                .map_or(BackupError::Lacks("file"), |first| BackupError::Differs { first, more })
+        })?;
+        let mut file = HashedFile::create(&*self.disk, &self.dir.join(Seal::MANIFEST), self.mode)?;
+        file.write_all(&self.manifest).map_err(cannot_write)?;
+        self.files.push(file.finish(Seal::MANIFEST.to_owned(), None)?);
+        Ok(Copied {
+            files: self.files,
+            manifest,
+            compared,
+            label: BackupLabel::parse(&self.label.ok_or(BackupError::Lacks("backup_label"))?)?,
+            control: ControlFile::parse(&self.control.ok_or(BackupError::Lacks("pg_control"))?)?,
+        })
+    }
+}
+
+const LABEL: &[u8] = b"backup_label";
+const CONTROL: &[u8] = b"global/pg_control";
+
+impl MemberCopy {
+    fn of(path: MemberPath, kind: MemberKind, algorithm: ManifestAlgorithm, oid: Option<u32>) -> Option<Self> {
+        let MemberKind::File { size } = kind else { return None };
+        let keep = oid.is_none() && (path.as_bytes() == LABEL || path.as_bytes() == CONTROL);
+        Some(Self { path, size, hasher: Hasher::new(algorithm), kept: keep.then(Vec::new) })
+    }
+
+    fn take(&mut self, data: &[u8]) {
+        self.hasher.update(data);
+        if let Some(kept) = &mut self.kept {
+            let room = MAX_KEPT.saturating_sub(kept.len());
+            kept.extend_from_slice(data.get(..room).unwrap_or(data));
+        }
+    }
+}
+
+impl ArchiveCopy {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
+        self.unpacked += bytes.len() as u64;
+        match &mut self.sink {
+            Sink::Plain(file) => file.write_all(bytes),
+            Sink::Zstd(frames) => frames.write_all(bytes),
+        }
+        .map_err(cannot_write)
+    }
+}
+
+/// A new file of the backup's folder, with the hash of what it holds.
+struct HashedFile {
+    file: Box<dyn File>,
+    gathered: Vec<u8>,
+    size: u64,
+    hash: Sha256,
+}
+
+impl HashedFile {
+    fn create(disk: &dyn Disk, path: &Path, mode: u32) -> Result<Self, DiskError> {
+        let file = disk.create(path, mode)?;
+        Ok(Self { file, gathered: Vec::with_capacity(WRITE), size: 0, hash: Sha256::new() })
+    }
+
+    fn finish(mut self, name: String, unpacked: Option<u64>) -> Result<SealedFile, BackupError> {
+        self.flush().map_err(cannot_write)?;
+        let (_file, _data) = self.file.sync()?;
+        Ok(SealedFile { name, size: self.size, sha256: Sha256Sum::finish(self.hash), unpacked })
+    }
+}
+
+impl Write for HashedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = bytes.len().min(WRITE - self.gathered.len());
+        self.gathered.extend_from_slice(&bytes[..n]);
+        if self.gathered.len() == WRITE {
+            self.flush()?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.hash.update(&self.gathered);
+        self.file.write_at(self.size, &self.gathered).map_err(io::Error::other)?;
+        self.size += self.gathered.len() as u64;
+        self.gathered.clear();
+        Ok(())
+    }
+}
+
+/// The file system's error is inside the one that [`Write`] has.
+fn cannot_write(e: io::Error) -> BackupError {
+    match e.downcast::<DiskError>() {
+        Ok(e) => e.into(),
+        Err(e) => BackupError::Compress(e),
+    }
+}

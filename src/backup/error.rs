@@ -1,0 +1,128 @@
+//! Why a backup is not sealed.
+
+use std::io;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::archive::{ArchiveError, NotProven};
+use crate::connection::Error as SessionError;
+use crate::disk::DiskError;
+use crate::image::{ControlError, Difference, LabelError, ManifestError, NameClash, TarError};
+use crate::protocol::SlotNameError;
+use crate::receive::ReceiveError;
+use crate::repository::{BackupId, RepositoryError, SealError};
+use crate::wal::{Lsn, Pos};
+
+/// Why a backup is not sealed. What was copied is removed, unless the error says that it waits.
+#[derive(Debug, Error)]
+pub enum BackupError {
+    /// The server cannot be reached, or the WAL cannot be received.
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
+    /// The server refused a command, or the connection was lost.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The repository cannot be written.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The WAL in it cannot be read.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// A receiver holds the repository, and the WAL does not come.
+    #[error("the receiver that holds the repository has WAL durable up to {whole} only, {} s after the server was at {wanted}", waited.as_secs())]
+    ReceiverBehind {
+        /// Exclusive end of the last whole record that is held.
+        whole: Lsn,
+        /// What is needed.
+        wanted: Lsn,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The copy is complete, and its WAL has not come. The backup stays, pending.
+    #[error("backup {id} is copied and waits for WAL up to {stop}: the archive ends at {whole} and has not grown for {} s", waited.as_secs())]
+    Waiting {
+        /// Which backup.
+        id: BackupId,
+        /// Exclusive end of the WAL it needs.
+        stop: Pos,
+        /// Exclusive end of the last whole record that is held.
+        whole: Lsn,
+        /// For how long nothing came.
+        waited: Duration,
+    },
+    /// What the server sent is not a base backup.
+    #[error("the server sent a damaged archive: {0}")]
+    Tar(#[from] TarError),
+    /// The same name twice, or one below a file.
+    #[error("the server sent a contradictory archive: {0}")]
+    Names(#[from] NameClash),
+    /// The manifest cannot be used.
+    #[error("the server's manifest cannot be used: {0}")]
+    Manifest(#[from] ManifestError),
+    /// A file is not as the manifest lists it.
+    #[error("{first}{}", if *more > 0 { format!(" (and {more} more files differ)") } else { String::new() })]
+    Differs {
+        /// The first difference.
+        first: Difference,
+        /// How many there are besides.
+        more: usize,
+    },
+    /// The label in the copy cannot be read.
+    #[error("the copied backup_label cannot be used: {0}")]
+    Label(#[from] LabelError),
+    /// The control file in the copy cannot be read.
+    #[error("the copied pg_control cannot be used: {0}")]
+    Control(#[from] ControlError),
+    /// Something that every backup has did not come.
+    #[error("the server sent no {0}")]
+    Lacks(&'static str),
+    /// Two things that the server said do not fit.
+    #[error("the server contradicts itself: {0}")]
+    Contradiction(String),
+    /// The server changed its timeline meanwhile.
+    #[error("the server went from timeline {} to {} during the backup", from.tli(), to.tli())]
+    Promoted {
+        /// At the start.
+        from: Pos,
+        /// At the end.
+        to: Pos,
+    },
+    /// The WAL of the backup is not whole.
+    #[error("the WAL of the backup is not whole: {0}")]
+    NotProven(#[from] NotProven),
+    /// The seal cannot be written.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The archive's file cannot be written.
+    #[error("cannot compress the backup: {0}")]
+    Compress(io::Error),
+    /// The thread that writes the files has died.
+    #[error("the thread that writes the backup has failed: {0}")]
+    Thread(io::Error),
+    /// Our name for the slot is none.
+    #[error(transparent)]
+    SlotName(#[from] SlotNameError),
+    /// The operator stopped it.
+    #[error("stopped before the backup was complete")]
+    Stopped,
+}
+
+impl From<DiskError> for BackupError {
+    fn from(e: DiskError) -> Self {
+        Self::Repository(e.into())
+    }
+}
+
+impl BackupError {
+    /// The storage's trouble, if that is what it is.
+    pub fn disk(&self) -> Option<&DiskError> {
+        match self {
+            Self::Repository(RepositoryError::Disk(e)) | Self::Archive(ArchiveError::Disk(e)) => Some(e),
+            Self::Seal(SealError::Repository(RepositoryError::Disk(e))) => Some(e),
+            Self::NotProven(NotProven::Archive(ArchiveError::Disk(e))) => Some(e),
+            Self::Receive(e) => e.disk(),
+            _ => None,
+        }
+    }
+}

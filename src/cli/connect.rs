@@ -1,0 +1,102 @@
+//! Connection flags, and asking for a password.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal};
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::Args;
+use jiff::Timestamp;
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use secrecy::SecretString;
+
+use super::Failure;
+use crate::connection::{Conninfo, Flags, Surroundings};
+use crate::disk::Real;
+use crate::receive::{ReceiveError, Upstream};
+use crate::repository::Repository;
+
+/// As in PostgreSQL's own programs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Connection options")]
+pub(super) struct ConnectionFlags {
+    /// Connection string (key=value or URI)
+    #[arg(short, long, value_name = "CONNSTR", env = "WALHOLD_DBNAME")]
+    dbname: Option<String>,
+    /// Server host, or directory of its socket
+    #[arg(short = 'h', long, env = "WALHOLD_HOST")]
+    host: Option<String>,
+    /// Server port
+    #[arg(short, long, env = "WALHOLD_PORT")]
+    port: Option<String>,
+    /// Role to connect as
+    #[arg(short = 'U', long, value_name = "NAME", env = "WALHOLD_USERNAME")]
+    username: Option<String>,
+    /// Never ask for a password
+    #[arg(short = 'w', long, conflicts_with = "password")]
+    no_password: bool,
+    /// Ask for a password at once
+    #[arg(short = 'W', long)]
+    password: bool,
+}
+
+impl ConnectionFlags {
+    fn conninfo(&self) -> Result<Conninfo, Failure> {
+        let flags = Flags {
+            conninfo: self.dbname.clone(),
+            host: self.host.clone(),
+            port: self.port.clone(),
+            user: self.username.clone(),
+            password: None,
+        };
+        Ok(Conninfo::new(&flags, &Surroundings::of_this_process())?)
+    }
+
+    /// Connects, asking for a password if the server wants one and somebody is there to be asked.
+    /// What was asked is kept for later connections.
+    pub(super) async fn connect(&self, application_name: &str) -> Result<(Conninfo, Upstream, String), Failure> {
+        let mut conninfo = self.conninfo()?;
+        let name = conninfo.application_name().unwrap_or(application_name).to_owned();
+        if self.password {
+            conninfo = with_password(conninfo)?;
+        }
+        match Upstream::connect(&conninfo, &name).await {
+            Ok(upstream) => Ok((conninfo, upstream, name)),
+            Err(ReceiveError::Connect(e))
+                if e.is_password_missing() && !self.no_password && std::io::stdin().is_terminal() =>
+            {
+                let conninfo = with_password(conninfo)?;
+                let upstream = Upstream::connect(&conninfo, &name).await?;
+                Ok((conninfo, upstream, name))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// Opens the repository of the server's cluster, or makes it.
+pub(super) fn repository(upstream: &Upstream, dir: &Path) -> Result<Repository, Failure> {
+    let group = upstream.file_mode & 0o040 != 0;
+    let (system_id, size) = (upstream.system_id, upstream.segment_size);
+    Ok(Repository::open_or_create(dir, Arc::new(Real::new()), system_id, size, group, Timestamp::now())?)
+}
+
+fn with_password(conninfo: Conninfo) -> Result<Conninfo, Failure> {
+    let ask = || -> std::io::Result<String> {
+        let terminal = File::open("/dev/tty")?;
+        let shown = tcgetattr(&terminal)?;
+        let mut hidden = shown.clone();
+        hidden.local_modes -= LocalModes::ECHO;
+        eprint!("Password for user {}: ", conninfo.user());
+        tcsetattr(&terminal, OptionalActions::Flush, &hidden)?;
+        let mut line = String::new();
+        let read = BufReader::new(&terminal).read_line(&mut line);
+        tcsetattr(&terminal, OptionalActions::Flush, &shown)?;
+        eprintln!();
+        read.map(|_| line.trim_end_matches(['\r', '\n']).to_owned())
+    };
+    match ask() {
+        Ok(password) => Ok(conninfo.with_password(SecretString::from(password))),
+        Err(e) => Err(Failure::error(format!("cannot ask for a password: {e}")).hint("use PGPASSWORD or ~/.pgpass")),
+    }
+}

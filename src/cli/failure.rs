@@ -1,0 +1,263 @@
+//! What a failed command says, and the exit code that goes with it.
+
+use std::process::ExitCode;
+
+use crate::archive::{ArchiveError, ResumeError};
+use crate::backup::BackupError;
+use crate::connection::{ConnectError, ConninfoError, Error as SessionError};
+use crate::disk::{DiskError, Trouble};
+use crate::receive::{Gap, ReceiveError};
+use crate::repository::{RepositoryError, SealError};
+
+/// The exit codes, which scripts rely on. (`wal-get` has its own three.)
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// 0
+    Done,
+    /// 1: anything that has no code of its own.
+    Error,
+    /// 2: the command line is wrong.
+    Usage,
+    /// 3: WAL is missing, or two histories do not fit.
+    Gap,
+    /// 4: what is held is not usable, or not valid.
+    NotUsable,
+    /// 5: the storage failed.
+    Storage,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Error => 1,
+            Exit::Usage => 2,
+            Exit::Gap => 3,
+            Exit::NotUsable => 4,
+            Exit::Storage => 5,
+        })
+    }
+}
+
+/// One line of cause, and one of what to do.
+#[derive(Debug)]
+pub struct Failure {
+    /// How the program ends.
+    pub exit: Exit,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure without a code or hint of its own.
+    pub fn error(message: impl Into<String>) -> Self {
+        Self { exit: Exit::Error, message: message.into(), hint: None }
+    }
+
+    /// A wrong command line.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { exit: Exit::Usage, message: message.into(), hint: None }
+    }
+
+    /// With another exit code.
+    #[must_use]
+    pub fn exit(self, exit: Exit) -> Self {
+        Self { exit, ..self }
+    }
+
+    /// With what the operator can do.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    fn hint_if(self, hint: Option<String>) -> Self {
+        Self { hint: hint.or(self.hint), ..self }
+    }
+
+    /// Writes the lines to stderr.
+    pub fn print(&self) {
+        eprintln!("walhold: error: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {hint}");
+        }
+    }
+}
+
+impl From<ConninfoError> for Failure {
+    fn from(e: ConninfoError) -> Self {
+        Self::usage(e.to_string())
+            .hint("connection settings come from -d, -h, -p, -U and the PG* environment variables")
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(e: ConnectError) -> Self {
+        Self::error(e.to_string()).hint_if(e.hint())
+    }
+}
+
+impl From<SessionError> for Failure {
+    fn from(e: SessionError) -> Self {
+        Self::error(e.to_string()).hint_if(e.hint())
+    }
+}
+
+impl From<DiskError> for Failure {
+    fn from(e: DiskError) -> Self {
+        Self::from(&e)
+    }
+}
+
+impl From<&DiskError> for Failure {
+    fn from(e: &DiskError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e.trouble() {
+            Trouble::Failed => failure.exit(Exit::Storage).hint(
+                "what was written last may be lost: check the storage, then start again; \
+                 walhold trusts only what it can read back",
+            ),
+            Trouble::Full => failure.exit(Exit::Storage).hint("make room, then start again"),
+            Trouble::Missing => failure.hint("check the path"),
+            Trouble::Exists => failure.hint("choose another name, or remove what is there"),
+            Trouble::Locked => failure.hint("only one process may write there at a time: stop the other one"),
+            Trouble::Other => failure.hint("check that this user may read and write there"),
+        }
+    }
+}
+
+impl From<ArchiveError> for Failure {
+    fn from(e: ArchiveError) -> Self {
+        match &e {
+            ArchiveError::Disk(e) => e.into(),
+            ArchiveError::Decode { .. } | ArchiveError::NoHistory(_) | ArchiveError::History { .. } => {
+                Self::error(e.to_string()).exit(Exit::NotUsable).hint("walhold verify shows what is damaged")
+            }
+        }
+    }
+}
+
+impl From<RepositoryError> for Failure {
+    fn from(e: RepositoryError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e {
+            RepositoryError::Disk(e) => e.into(),
+            RepositoryError::Locked(_) => {
+                failure.hint("one repository has one writer: stop the other one, or wait until it has ended")
+            }
+            RepositoryError::NoSuchDirectory(_) | RepositoryError::NotARepository(_) => failure
+                .hint("check the path (--repo, WALHOLD_REPO); walhold receive and walhold backup make a repository"),
+            RepositoryError::NotEmpty { .. } | RepositoryError::Exists(_) => {
+                failure.hint("name a folder that is empty or does not exist")
+            }
+            RepositoryError::IdentityLost { .. } => {
+                failure.exit(Exit::NotUsable).hint("restore its repository.json from a copy; nothing was changed")
+            }
+            RepositoryError::OtherCluster { .. } | RepositoryError::OtherSegmentSize { .. } => failure
+                .exit(Exit::Gap)
+                .hint("one repository holds one cluster: give this server its own, or check host and port"),
+            RepositoryError::Document { .. } => {
+                failure.exit(Exit::NotUsable).hint("the file is damaged, or was written by a newer walhold")
+            }
+        }
+    }
+}
+
+impl From<ReceiveError> for Failure {
+    fn from(e: ReceiveError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e {
+            ReceiveError::Connect(e) => e.into(),
+            ReceiveError::Session(e) => e.into(),
+            ReceiveError::Archive(e) | ReceiveError::Resume(ResumeError::Archive(e)) => e.into(),
+            ReceiveError::Violation(_) | ReceiveError::NextTimeline(_) => {
+                failure.hint("is it a PostgreSQL server? The server's log may say more")
+            }
+            ReceiveError::OtherCluster { .. } | ReceiveError::OtherSegmentSize { .. } => failure
+                .exit(Exit::Gap)
+                .hint("one repository holds one cluster: give this server its own, or check host and port"),
+            ReceiveError::NoSlot(name) => failure.hint(format!(
+                "make it (--ensure-slot, or select pg_create_physical_replication_slot('{name}', true)), or check the name"
+            )),
+            ReceiveError::SlotPosition { .. } => {
+                failure.hint("this server tells it by SQL only: let the role connect to a database, or use --no-slot")
+            }
+            ReceiveError::Gap(gap) => failure.exit(Exit::Gap).hint(gap_hint(&gap)),
+            ReceiveError::Ahead { .. } => failure.exit(Exit::Gap).hint(
+                "the server was restored to an earlier state, or it is another one: nothing was written; \
+                 give it a repository of its own",
+            ),
+            ReceiveError::Diverged(_) | ReceiveError::ForkedBefore { .. } | ReceiveError::OtherHistory { .. } => {
+                failure.exit(Exit::Gap).hint(
+                    "the server's past is not the archive's (a clone, or a restore to an earlier point): \
+                     nothing was written; give it a repository of its own",
+                )
+            }
+            ReceiveError::NotValid { .. } => failure.exit(Exit::NotUsable).hint(
+                "the server's WAL is damaged there (its pg_waldump shows it): nothing past it was acknowledged; \
+                 check the server's storage and take a new backup",
+            ),
+            ReceiveError::Resume(_) => {
+                failure.exit(Exit::NotUsable).hint("walhold verify shows the damage; move the damaged file away to receive it again")
+            }
+            ReceiveError::Ended => failure.hint("start again, without --no-loop, to go on when the server is back"),
+            ReceiveError::Thread(_) => failure.exit(Exit::Storage).hint("please report this"),
+        }
+    }
+}
+
+impl From<BackupError> for Failure {
+    fn from(e: BackupError) -> Self {
+        let failure = Self::error(e.to_string());
+        if let Some(disk) = e.disk() {
+            return disk.into();
+        }
+        match e {
+            BackupError::Receive(e) => e.into(),
+            BackupError::Session(e) => e.into(),
+            BackupError::Repository(e) | BackupError::Seal(SealError::Repository(e)) => e.into(),
+            BackupError::Archive(e) => e.into(),
+            BackupError::ReceiverBehind { .. } => {
+                failure.hint("look at the receiver's log; with no receiver running, backup streams the WAL itself")
+            }
+            BackupError::Waiting { .. } => failure.exit(Exit::NotUsable).hint(
+                "its files are kept, and it is not offered for restore; look at the receiver's log, then back up again",
+            ),
+            BackupError::Tar(_)
+            | BackupError::Names(_)
+            | BackupError::Manifest(_)
+            | BackupError::Label(_)
+            | BackupError::Control(_)
+            | BackupError::Lacks(_)
+            | BackupError::Contradiction(_) => failure.hint("is it a PostgreSQL server? Nothing was kept"),
+            BackupError::Differs { .. } => {
+                failure.hint("the copy was damaged on its way or on the server: nothing was kept; back up again")
+            }
+            BackupError::Promoted { .. } => {
+                failure.hint("nothing was kept; back up again, from the new primary or this server")
+            }
+            BackupError::NotProven(_) => {
+                failure.exit(Exit::NotUsable).hint("nothing was kept; walhold verify shows the damage in the archive")
+            }
+            BackupError::Stopped => failure.hint("nothing was kept"),
+            BackupError::Seal(_) | BackupError::Compress(_) | BackupError::Thread(_) | BackupError::SlotName(_) => {
+                failure.hint("please report this")
+            }
+        }
+    }
+}
+
+fn gap_hint(gap: &Gap) -> String {
+    let kept = match gap.kept_from {
+        Some(kept) if kept > gap.held.lsn() => {
+            let missing = kept.saturating_sub(gap.held.lsn());
+            format!("the slot keeps WAL from {kept} on, so at least {missing} bytes are lost; ")
+        }
+        _ => String::new(),
+    };
+    format!(
+        "{kept}recovery from earlier backups ends at {}: take a new backup (walhold backup), which begins a new \
+         stretch that receive goes on with",
+        gap.held.lsn()
+    )
+}

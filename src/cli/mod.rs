@@ -1,0 +1,99 @@
+//! The command line: one file a command. Here alone is anything printed, and an exit code chosen.
+
+mod backup;
+mod connect;
+mod failure;
+mod list;
+mod log;
+mod receive;
+mod signals;
+mod values;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::restore::run_wal_get;
+
+pub use failure::{Exit, Failure};
+
+/// A PostgreSQL backup that can be proved.
+///
+/// walhold streams WAL from a server, takes base backups together with the WAL they need, checks
+/// that both are whole, and gives them back.
+#[derive(Debug, Parser)]
+#[command(name = "walhold", version, disable_help_flag = true, disable_help_subcommand = true)]
+#[command(after_help = "Exit codes: 0 done; 1 error; 2 usage; 3 gap or divergence; 4 not usable; 5 storage failed.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    log: log::LogFlags,
+    /// Print help
+    #[arg(short = '?', long, global = true, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Receive(Box<receive::Arguments>),
+    Backup(Box<backup::Arguments>),
+    List(list::Arguments),
+    /// Give a recovering server one file of the archive: its restore_command
+    ///
+    /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
+    /// nothing else, for a server takes 1 to 125 as the end of WAL.
+    #[command(name = "wal-get", disable_help_flag = true)]
+    WalGet {
+        /// --repo DIR [--timeline N] [--partial] [--unknown-timeout TIME] %f %p
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// Runs the program with `arguments`, the program's name first.
+pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    // The exit codes of this one are fixed before anything is parsed.
+    if arguments.get(1).is_some_and(|command| command == "wal-get") {
+        return run_wal_get(arguments.into_iter().skip(2)).into();
+    }
+    let parsed = match Arguments::try_parse_from(arguments) {
+        Ok(parsed) => parsed,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+        }
+    };
+    parsed.log.start();
+    let done = match parsed.command {
+        Command::Receive(arguments) => receive::run(&arguments),
+        Command::Backup(arguments) => backup::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
+        Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
+    };
+    match done {
+        Ok(()) => Exit::Done.into(),
+        Err(failure) => {
+            failure.print();
+            failure.exit.into()
+        }
+    }
+}
+
+/// The runtime of the commands that talk to a server. One thread: the work that waits for disks or
+/// computes has threads of its own.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::error(format!("cannot start: {e}")))
+}
+
+/// Prints one document for machines on stdout.
+fn print_json<T: Serialize>(document: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(document).map_err(|e| Failure::error(format!("cannot write JSON: {e}")))?;
+    println!("{text}");
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! `walhold receive`
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tracing::{debug, info, warn};
+
+use super::values::{duration, some_time, who};
+use super::{Failure, connect, signals};
+use crate::archive::Archive;
+use crate::disk::{Disk, Lock, Real};
+use crate::protocol::SlotName;
+use crate::receive::{Event, Finished, Options, Slot, Upstream, receive};
+use crate::wal::Lsn;
+
+/// The slot that `--repo` uses, and the name under which the server sees the receiver.
+const NAME: &str = "walhold";
+
+/// Stream WAL from a server into a repository, or into a plain folder
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Repository; it is made if it is missing
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "WALHOLD_REPO",
+        conflicts_with = "directory",
+        required_unless_present = "directory"
+    )]
+    repo: Option<PathBuf>,
+    /// Plain folder, as pg_receivewal writes it
+    #[arg(short = 'D', long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// Replication slot, which must exist [default: with --repo "walhold", made if it is missing]
+    #[arg(short = 'S', long, value_name = "NAME", env = "WALHOLD_SLOT")]
+    slot: Option<SlotName>,
+    /// Use no slot: the server may then remove WAL before it has been received
+    #[arg(long, conflicts_with_all = ["slot", "ensure_slot"])]
+    no_slot: bool,
+    /// Make the slot named by --slot, with reserved WAL, if it is missing
+    #[arg(long, requires = "slot")]
+    ensure_slot: bool,
+    /// Sync, and report it, whenever nothing more has arrived: for synchronous replication
+    #[arg(long, env = "WALHOLD_SYNCHRONOUS")]
+    synchronous: bool,
+    /// Longest time that received WAL waits for a sync
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = some_time, env = "WALHOLD_SYNC_INTERVAL")]
+    sync_interval: Duration,
+    /// Longest time between two statuses to the server (0: only when there is a reason)
+    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = duration, env = "WALHOLD_STATUS_INTERVAL")]
+    status_interval: Duration,
+    /// Stop when WAL beyond this position has been received
+    #[arg(short = 'E', long, value_name = "LSN")]
+    endpos: Option<Lsn>,
+    /// Do not connect again when the connection ends
+    #[arg(short = 'n', long)]
+    no_loop: bool,
+    /// Do not wait for the storage: a power cut may then lose anything (only with -D)
+    #[arg(long, conflicts_with_all = ["repo", "synchronous"])]
+    no_sync: bool,
+    #[command(flatten)]
+    connection: connect::ConnectionFlags,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    super::runtime()?.block_on(receive_until_told(arguments))
+}
+
+async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
+    let stop = signals::stop()?;
+    let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
+    let options = Options {
+        conninfo,
+        application_name,
+        slot: arguments.slot()?,
+        synchronous: arguments.synchronous,
+        sync_interval: arguments.sync_interval,
+        status_interval: Some(arguments.status_interval).filter(|interval| !interval.is_zero()),
+        end: arguments.endpos,
+        reconnect: !arguments.no_loop,
+        island: None,
+    };
+    let (archive, _lock) = arguments.archive(&upstream)?;
+    let mut tell = |event| log(&event);
+    match receive(upstream, &archive, &options, &stop, &mut tell).await? {
+        Finished::Stopped => info!("stopped; all that was received is durable"),
+        Finished::EndPosition => info!("received WAL beyond the end position"),
+    }
+    Ok(())
+}
+
+impl Arguments {
+    fn slot(&self) -> Result<Slot, Failure> {
+        let default = || NAME.parse().map(Slot::Ensured).map_err(|e| Failure::error(format!("{e}")));
+        match &self.slot {
+            _ if self.no_slot => Ok(Slot::None),
+            Some(name) if self.ensure_slot => Ok(Slot::Ensured(name.clone())),
+            Some(name) => Ok(Slot::Existing(name.clone())),
+            None if self.repo.is_some() => default(),
+            None => Ok(Slot::None),
+        }
+    }
+
+    fn archive(&self, upstream: &Upstream) -> Result<(Archive, Lock), Failure> {
+        match (&self.repo, &self.directory) {
+            (Some(repo), _) => {
+                let repository = connect::repository(upstream, repo)?;
+                let lock = repository.lock(&who("receive"))?;
+                Ok((repository.archive(), lock))
+            }
+            (None, Some(directory)) => self.folder(directory, upstream),
+            (None, None) => Err(Failure::usage("name a repository (--repo) or a folder (-D)")),
+        }
+    }
+
+    fn folder(&self, directory: &Path, upstream: &Upstream) -> Result<(Archive, Lock), Failure> {
+        let disk: Arc<dyn Disk> = Arc::new(if self.no_sync { Real::without_syncs() } else { Real::new() });
+        if disk.metadata(directory)?.is_none() {
+            return Err(Failure::error(format!("folder {} does not exist", directory.display()))
+                .hint("make it first: a mistyped name must not begin a second archive"));
+        }
+        let lock = disk.lock_dir(directory)?;
+        let mode = upstream.file_mode;
+        Ok((Archive::new(directory.to_owned(), disk, upstream.segment_size, Some(upstream.system_id), mode), lock))
+    }
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::Streaming(at) => info!("streaming from {at}"),
+        Event::Complete(segment) => debug!("segment {segment} is complete and durable"),
+        Event::Durable(durable) => tracing::trace!("durable up to {}", durable.pos()),
+        Event::Switched(at) => info!("the server goes on with timeline {}, which forked off at {}", at.tli(), at.lsn()),
+        Event::TailKept(segment) => info!("the end of the old timeline stays in {segment}.partial"),
+        Event::AfterHole(at) => {
+            warn!("the archive has a hole before the stretch that ends at {at}; walhold verify shows it");
+        }
+        Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
+        Event::RemoteApply => warn!(
+            "synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever; \
+             use on or remote_write"
+        ),
+        Event::Disconnected { reason, wait, again: true } => {
+            debug!("still not connected: {reason}; next try in {wait:?}")
+        }
+        Event::Disconnected { reason, wait, .. } => warn!("disconnected: {reason}; next try in {wait:?}"),
+        Event::Reconnected => info!("connected again"),
+        Event::Again { broken, from } => warn!("{broken}; asking for it once more, from segment {from}"),
+    }
+}

@@ -1,0 +1,75 @@
+//! Values of flags that need more than `FromStr`.
+
+use std::time::Duration;
+
+use crate::protocol::MaxRate;
+
+/// A time such as `100ms`, `10s`, `5min` or `2h`; a bare number is seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("\"{text}\" is not a time (examples: 100ms, 10s, 5min, 2h)");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let milliseconds = match &text[digits.len()..] {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "min" | "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+/// [`duration`], and not 0.
+pub(super) fn some_time(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|time| if time.is_zero() { Err("it must be longer than 0".into()) } else { Ok(time) })
+}
+
+/// A bound on the speed of a copy as `pg_basebackup --max-rate` has it: kB (1024 bytes) a second, or
+/// with the suffix `k` or `M`; a fraction is allowed.
+pub(super) fn rate(text: &str) -> Result<MaxRate, String> {
+    let wrong = || format!("\"{text}\" is not a rate between 32k and 1024M (kB a second, or with suffix k or M)");
+    let (number, factor) = match text.strip_suffix('M') {
+        Some(number) => (number, 1024.0),
+        None => (text.strip_suffix('k').unwrap_or(text), 1.0),
+    };
+    let plain = number.starts_with(|c: char| c.is_ascii_digit());
+    let kb = number.parse::<f64>().ok().filter(|_| plain).map(|number| (number * factor).round());
+    // In this range every whole number is one of both types.
+    let kb = kb.filter(|kb| (32.0..=1_048_576.0).contains(kb)).ok_or_else(wrong)?;
+    MaxRate::new(kb as u32).ok_or_else(wrong)
+}
+
+/// What a lock says of its holder.
+pub(super) fn who(command: &str) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("walhold {command}, process {} on {host}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        for (text, milliseconds) in
+            [("100ms", 100), ("10", 10_000), ("10s", 10_000), ("5min", 300_000), ("2h", 7_200_000)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
+        }
+        for text in ["", "ms", "-1s", "1.5s", "1 s", "1y", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert!(some_time("0ms").is_err());
+    }
+
+    #[test]
+    fn rates() {
+        for (text, kb) in [("32", 32), ("32k", 32), ("1M", 1024), ("1.5M", 1536), ("1024M", 1_048_576)] {
+            assert_eq!(rate(text), MaxRate::new(kb).ok_or_else(String::new), "{text}");
+        }
+        for text in ["", "31", "1025M", "k", "1G", "-1M", "inf", "NaN", "1e3M "] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
+}

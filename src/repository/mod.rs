@@ -1,0 +1,368 @@
+//! One cluster's archive and backups in one directory, which is its own catalogue: what it holds
+//! is what its names and documents say, and there is nothing else to keep in step.
+//!
+//! A backup's folder is made exclusively and locked while it is written. It is complete from the
+//! moment `backup.json` is there, and only [`BackupFolder::seal`] can put it there: it takes the
+//! archive's proof and its word that the WAL is durable (promise P3).
+
+mod catalogue;
+mod contents;
+mod documents;
+mod folder;
+mod sealed;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use thiserror::Error;
+
+pub use catalogue::{BackupEntry, BackupState, NotUsable, Which};
+pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, ReadError};
+pub use documents::{
+    BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,
+    SealedFile, SealedHistory, SealedManifest, SealedTablespace, SegmentRange, ServerVersion, Time,
+};
+pub use folder::{BackupFolder, SealError, Sealed};
+pub use sealed::{Document, DocumentError, Sha256Sum, read, write};
+
+use crate::archive::Archive;
+use crate::disk::{Access, Disk, DiskError, Lock, Trouble};
+use crate::wal::SegmentSize;
+use documents::Identity;
+
+const IDENTITY: &str = "repository.json";
+const LOCK: &str = "lock";
+const WAL: &str = "wal";
+const BACKUPS: &str = "backups";
+
+/// A directory that holds one cluster's WAL and backups.
+#[derive(Clone)]
+pub struct Repository {
+    dir: PathBuf,
+    disk: Arc<dyn Disk>,
+    system_id: u64,
+    size: SegmentSize,
+    modes: Modes,
+}
+
+/// Permission bits for what is made in a repository.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Modes {
+    group: bool,
+}
+
+impl Modes {
+    /// For the owner alone, or readable by the group too, as the server's `data_directory_mode`.
+    pub const fn new(group: bool) -> Self {
+        Self { group }
+    }
+
+    /// Of files.
+    pub const fn file(self) -> u32 {
+        if self.group { 0o640 } else { 0o600 }
+    }
+
+    /// Of directories.
+    pub const fn dir(self) -> u32 {
+        if self.group { 0o750 } else { 0o700 }
+    }
+}
+
+/// A repository cannot be made, opened or used.
+#[derive(Debug, Error)]
+pub enum RepositoryError {
+    /// There is nothing at that path.
+    #[error("there is no repository at {}", .0.display())]
+    NoSuchDirectory(PathBuf),
+    /// The directory exists, and is no repository.
+    #[error("{} is not a repository: it has no {IDENTITY}", .0.display())]
+    NotARepository(PathBuf),
+    /// It was one, or was about to be: its identity is missing and its parts are there.
+    #[error("{} has lost its {IDENTITY}: it has a {part} folder that is in use", dir.display())]
+    IdentityLost {
+        /// The directory.
+        dir: PathBuf,
+        /// Which of its parts is not empty.
+        part: &'static str,
+    },
+    /// It is to be made in a directory that holds something else.
+    #[error("cannot make a repository in {}: it holds \"{found}\"", dir.display())]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+        /// What was found in it.
+        found: String,
+    },
+    /// It is to be made where there is one.
+    #[error("{} is a repository already", .0.display())]
+    Exists(PathBuf),
+    /// It is another cluster's.
+    #[error("{} is the repository of the cluster with system identifier {held}, and the server's is {server}", dir.display())]
+    OtherCluster {
+        /// The directory.
+        dir: PathBuf,
+        /// Its cluster.
+        held: u64,
+        /// The one it was to be.
+        server: u64,
+    },
+    /// The cluster was made anew with other segments.
+    #[error("{} is for WAL segments of {held} bytes, and the server's have {server}", dir.display())]
+    OtherSegmentSize {
+        /// The directory.
+        dir: PathBuf,
+        /// Bytes, as the repository was made.
+        held: u64,
+        /// Bytes, as the server says.
+        server: u64,
+    },
+    /// Another process writes to it.
+    #[error("another process is writing to the repository: {0}")]
+    Locked(DiskError),
+    /// A document in it is damaged, or newer than this program.
+    #[error("{}: {source}", path.display())]
+    Document {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: DocumentError,
+    },
+    /// The file system did not do what it was asked.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+impl Repository {
+    /// Makes a repository for a cluster, in a directory that is empty or does not exist; durable on
+    /// return. With `group` the group may read it.
+    ///
+    /// # Errors
+    /// When there is one, when the directory holds anything else, or when it cannot be written.
+    pub fn create(
+        dir: &Path,
+        disk: Arc<dyn Disk>,
+        system_id: u64,
+        size: SegmentSize,
+        group: bool,
+        now: Timestamp,
+    ) -> Result<Self, RepositoryError> {
+        let modes = Modes::new(group);
+        let _made = disk.make_dirs(dir, modes.dir())?;
+        let _alone = disk.lock(&dir.join(LOCK), "the making of the repository").map_err(locked)?;
+        if disk.metadata(&dir.join(IDENTITY))?.is_some() {
+            return Err(RepositoryError::Exists(dir.to_owned()));
+        }
+        must_be_unused(dir, &*disk)?;
+        let _wal = disk.make_dirs(&dir.join(WAL), modes.dir())?;
+        let _backups = disk.make_dirs(&dir.join(BACKUPS), modes.dir())?;
+        let created = Time(now);
+        let segment_size = size.bytes();
+        let identity = Identity { system_identifier: system_id, segment_size, group_readable: group, created };
+        publish(&*disk, dir, IDENTITY, &identity, modes.file())?;
+        Ok(Self { dir: dir.to_owned(), disk, system_id, size, modes })
+    }
+
+    /// Opens a repository, to read or to write; writes nothing.
+    ///
+    /// # Errors
+    /// When it is none, is damaged or newer than this program, or cannot be read.
+    pub fn open(dir: &Path, disk: Arc<dyn Disk>) -> Result<Self, RepositoryError> {
+        let path = dir.join(IDENTITY);
+        let Some(identity) = read_document::<Identity>(&*disk, &path)? else {
+            return Err(why_not(dir, &*disk)?);
+        };
+        let wrong = || DocumentError::Content("the segment size is none that PostgreSQL has".to_owned());
+        let size = SegmentSize::new(identity.segment_size).ok_or_else(wrong);
+        let size = size.map_err(|source| RepositoryError::Document { path, source })?;
+        let modes = Modes::new(identity.group_readable);
+        Ok(Self { dir: dir.to_owned(), disk, system_id: identity.system_identifier, size, modes })
+    }
+
+    /// Opens the repository of that cluster, or makes it.
+    ///
+    /// # Errors
+    /// As [`Repository::open`] and [`Repository::create`], and when it is of another cluster or
+    /// segment size.
+    pub fn open_or_create(
+        dir: &Path,
+        disk: Arc<dyn Disk>,
+        system_id: u64,
+        size: SegmentSize,
+        group: bool,
+        now: Timestamp,
+    ) -> Result<Self, RepositoryError> {
+        match Self::open(dir, Arc::clone(&disk)) {
+            Ok(repository) => repository.check(system_id, size).map(|()| repository),
+            Err(RepositoryError::NoSuchDirectory(_) | RepositoryError::NotARepository(_)) => {
+                Self::create(dir, disk, system_id, size, group, now)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Holds a server against the repository (promise P5).
+    ///
+    /// # Errors
+    /// When it is another cluster, or one with other segments.
+    pub fn check(&self, system_id: u64, size: SegmentSize) -> Result<(), RepositoryError> {
+        let dir = || self.dir.clone();
+        if self.system_id != system_id {
+            return Err(RepositoryError::OtherCluster { dir: dir(), held: self.system_id, server: system_id });
+        }
+        if self.size != size {
+            let (held, server) = (self.size.bytes(), size.bytes());
+            return Err(RepositoryError::OtherSegmentSize { dir: dir(), held, server });
+        }
+        Ok(())
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where its files are.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// The cluster.
+    pub const fn system_id(&self) -> u64 {
+        self.system_id
+    }
+
+    /// The size of the cluster's segments.
+    pub const fn segment_size(&self) -> SegmentSize {
+        self.size
+    }
+
+    /// Permission bits for what is made in it.
+    pub const fn modes(&self) -> Modes {
+        self.modes
+    }
+
+    /// Its WAL.
+    pub fn archive(&self) -> Archive {
+        let disk = Arc::clone(&self.disk);
+        Archive::new(self.dir.join(WAL), disk, self.size, Some(self.system_id), self.modes.file())
+    }
+
+    /// Keeps every other writer of WAL out for as long as the lock lives (promise P5). `who` is
+    /// shown to those: command, process and host.
+    ///
+    /// # Errors
+    /// [`RepositoryError::Locked`] with what the holder said of itself.
+    pub fn lock(&self, who: &str) -> Result<Lock, RepositoryError> {
+        self.disk.lock(&self.dir.join(LOCK), who).map_err(locked)
+    }
+
+    fn backups_dir(&self) -> PathBuf {
+        self.dir.join(BACKUPS)
+    }
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository").field("dir", &self.dir).field("system_id", &self.system_id).finish_non_exhaustive()
+    }
+}
+
+fn locked(e: DiskError) -> RepositoryError {
+    if e.trouble() == Trouble::Locked { RepositoryError::Locked(e) } else { RepositoryError::Disk(e) }
+}
+
+/// An interrupted [`Repository::create`] may be gone on with; anything else is in the way.
+fn must_be_unused(dir: &Path, disk: &dyn Disk) -> Result<(), RepositoryError> {
+    let temporary = format!("{IDENTITY}.tmp");
+    for entry in disk.list(dir)? {
+        let name = entry.name.to_string_lossy().into_owned();
+        match name.as_str() {
+            WAL | BACKUPS => {}
+            // The last is at the top of every freshly made file system.
+            _ if name == LOCK || name == temporary || name == "lost+found" => {}
+            _ => return Err(RepositoryError::NotEmpty { dir: dir.to_owned(), found: name }),
+        }
+    }
+    match part_in_use(dir, disk)? {
+        Some(part) => Err(RepositoryError::IdentityLost { dir: dir.to_owned(), part }),
+        None => Ok(()),
+    }
+}
+
+fn part_in_use(dir: &Path, disk: &dyn Disk) -> Result<Option<&'static str>, RepositoryError> {
+    for part in [WAL, BACKUPS] {
+        let path = dir.join(part);
+        if disk.metadata(&path)?.is_some() && !disk.list(&path)?.is_empty() {
+            return Ok(Some(part));
+        }
+    }
+    Ok(None)
+}
+
+/// Why a directory without an identity is no repository.
+fn why_not(dir: &Path, disk: &dyn Disk) -> Result<RepositoryError, RepositoryError> {
+    if disk.metadata(dir)?.is_none() {
+        return Ok(RepositoryError::NoSuchDirectory(dir.to_owned()));
+    }
+    let dir = dir.to_owned();
+    Ok(match part_in_use(&dir, disk)? {
+        Some(part) => RepositoryError::IdentityLost { dir, part },
+        None => RepositoryError::NotARepository(dir),
+    })
+}
+
+/// Puts a document into `dir` under its name, durable on return.
+fn publish<T: Document>(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    document: &T,
+    mode: u32,
+) -> Result<(), RepositoryError> {
+    let (path, temporary) = (dir.join(name), dir.join(format!("{name}.tmp")));
+    let bytes = write(document).map_err(|source| RepositoryError::Document { path: path.clone(), source })?;
+    remove_if_there(disk, &temporary)?;
+    let mut file = disk.create(&temporary, mode)?;
+    file.write_at(0, &bytes)?;
+    let _published = disk.publish(file, &temporary, &path)?;
+    Ok(())
+}
+
+fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<(), DiskError> {
+    match disk.remove(path) {
+        Err(e) if e.trouble() != Trouble::Missing => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// `None` if there is no such file.
+fn read_document<T: Document>(disk: &dyn Disk, path: &Path) -> Result<Option<T>, RepositoryError> {
+    let wrong = |source| RepositoryError::Document { path: path.to_owned(), source };
+    match read_bounded(disk, path, sealed::MAX_BYTES as u64)? {
+        None => Ok(None),
+        Some(Err(len)) => Err(wrong(DocumentError::TooLong(usize::try_from(len).unwrap_or(usize::MAX)))),
+        Some(Ok(bytes)) => read(&bytes).map(Some).map_err(wrong),
+    }
+}
+
+/// A whole file; `None` if there is none, its length instead if that is above `max`.
+pub(crate) fn read_bounded(disk: &dyn Disk, path: &Path, max: u64) -> Result<Option<Result<Vec<u8>, u64>>, DiskError> {
+    let file = match disk.open(path, Access::Read) {
+        Ok(file) => file,
+        Err(e) if e.trouble() == Trouble::Missing => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let len = file.size()?;
+    let Some(size) = usize::try_from(len).ok().filter(|_| len <= max) else {
+        return Ok(Some(Err(len)));
+    };
+    let mut bytes = vec![0; size];
+    let read = file.read_at(0, &mut bytes)?;
+    bytes.truncate(read);
+    Ok(Some(Ok(bytes)))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,1 @@
+//! The proof, repeated from the bytes on disk.
