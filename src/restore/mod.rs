@@ -22,7 +22,6 @@ use crate::archive::{ArchiveError, NotProven};
 use crate::disk::DiskError;
 use crate::image::{BadPath, TablespaceMapError};
 use crate::repository::{BackupId, ContentError, NotUsable, RepositoryError, Which};
-use crate::wal::TimelineId;
 
 /// What the restored server is to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -95,16 +94,6 @@ pub enum RestoreError {
         id: BackupId,
         /// What is wrong.
         source: ContentError,
-    },
-    /// A history file is missing or has changed.
-    #[error("backup {id} cannot be restored: the history file of timeline {timeline} {fault}")]
-    History {
-        /// Which.
-        id: BackupId,
-        /// Whose history.
-        timeline: TimelineId,
-        /// "is missing" or "has changed".
-        fault: &'static str,
     },
     /// A path cannot be made absolute, or does not exist where it must.
     #[error("cannot use {}: {source}", path.display())]

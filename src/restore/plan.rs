@@ -12,7 +12,7 @@ use super::wal_get::Holdings;
 use super::{Goal, Mapping, Options, Owner, RestoreError};
 use crate::archive::{Archive, ArchiveError, Stopped};
 use crate::disk::{Disk, EntryKind};
-use crate::repository::{BackupState, Kind, Repository, Seal, Sha256Sum, Which};
+use crate::repository::{BackupState, Kind, Repository, Seal, Which};
 use crate::wal::{Broken, Chain, History, Lsn, Seed, Segment, TimelineId};
 
 /// A directory that is to be filled.
@@ -136,17 +136,12 @@ fn prove(repository: &Repository, backup: &Seal) -> Result<(), RestoreError> {
     if backup.kind != Kind::Full {
         return Err(RestoreError::Incremental(id));
     }
+    let content = |source| RestoreError::Content { id, source };
+    let _histories = repository.check_histories(backup).map_err(content)?;
     let archive = repository.archive();
-    for sealed in &backup.wal.history_files {
-        let wrong = |fault| RestoreError::History { id, timeline: sealed.timeline, fault };
-        let content = archive.history_content(sealed.timeline)?.ok_or_else(|| wrong("is missing"))?;
-        if Sha256Sum::of(&content) != sealed.sha256 {
-            return Err(wrong("has changed"));
-        }
-    }
     let proof = archive.prove(backup.start.lsn(), backup.stop, backup.end());
     let _proof = proof.map_err(|source| RestoreError::NotProven { id, source })?;
-    let _files = repository.contents(backup).map_err(|source| RestoreError::Content { id, source })?;
+    let _files = repository.contents(backup).map_err(content)?;
     Ok(())
 }
 
@@ -387,6 +382,7 @@ fn plan_wal(
         ));
     }
     let damage = damage.map(|(segment, _)| segment);
+    let tli = if damage.is_some() { stop.tli() } else { tli };
     let gap = damage.or_else(|| reach.gap.map(|(gap, _)| gap)).filter(|_| !standby);
     let wal = PlannedWal {
         from: backup.start.lsn(),

@@ -11,7 +11,7 @@ use crate::repository::made::{Parts, Thing, reseal, tar, write_seal};
 use crate::repository::tests::{SIZE, SYSTEM};
 use crate::repository::{Repository, Seal};
 use crate::wal::chain::built::Log;
-use crate::wal::{Pos, Segment, SegmentSize};
+use crate::wal::{Pos, Segment, SegmentSize, TimelineId};
 
 const NOBODY: Owner = Owner { user: 65534, group: 65534 };
 
