@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::cluster::{Cluster, Lsn};
 use crate::load::Load;
-use crate::program::{start, walhold};
+use crate::program::{Running, start, walhold};
 use crate::room::{Outcome, Room, SOON, skip, wait_until};
 use crate::stock::{first_byte, is_segment, names};
 use crate::trace::{Change, Event, Fate, events, strace};
@@ -21,31 +21,39 @@ pub(crate) fn power_cut(room: &Room) -> Outcome {
     let primary = Cluster::new(room, "primary");
     Load::prepare(&primary);
     primary.rows("checkpoint"); // from here on, pages go into the WAL whole, and segments end
-    let (wal, calls) = (room.path("wal"), room.path("calls"));
+    let wal = room.path("wal");
     primary.rows("select pg_create_physical_replication_slot('s', true)");
-    let mut command = strace(room, &calls);
-    command.arg(room.program()).args(walhold(room, "receive").get_args()).arg("-D").arg(&wal);
-    let receiver = start(command.args(["--slot", "s", "--synchronous", "-d", &primary.conninfo()]));
-    primary.wait_for_receiver("walhold");
     primary.require_standby("walhold");
     let load = Load::start(&primary, 2);
-    let begin = primary.flushed();
-    wait_until("two segments' ends", SOON, || primary.flushed().0 > begin.0 + 2 * SEGMENT);
-    load.wait_for_more(1);
+    let mut events = traced(room, &primary, &wal, "first", |receiver| assert!(receiver.kill().killed()));
+    events.extend(traced(room, &primary, &wal, "second", |receiver| drop(receiver.terminate().expect(0))));
     load.finish();
-    receiver.terminate().expect(0);
-    wait_until("the end of the trace", SOON, || fs::read_to_string(&calls).unwrap().contains("+++ exited with 0 +++"));
-    let events = events(&fs::read_to_string(&calls).unwrap());
     judge(&events, &wal, |_| true).unwrap();
-    // The same run, had it synced no file, or no directory: a judge who finds that in order is none.
+    // The same runs, had they synced no file, or no directory: a judge who finds that in order is none.
     let directory = wal.to_str().unwrap();
     let is_sync_of = |change: &Change, file: bool| match change {
         Change::SyncBegun(path) | Change::Synced(path) => (path != directory) == file,
+        Change::AllSyncBegun | Change::AllSynced => true,
         _ => false,
     };
     judge(&events, &wal, |change| !is_sync_of(change, true)).unwrap_err();
     judge(&events, &wal, |change| !is_sync_of(change, false)).unwrap_err();
     Ok(())
+}
+
+/// What a receiver does over at least two segments' ends.
+fn traced(room: &Room, primary: &Cluster<'_>, wal: &Path, name: &str, end: impl Fn(Running)) -> Vec<Event> {
+    let calls = room.path(name);
+    let mut command = strace(room, &calls);
+    command.arg(room.program()).args(walhold(room, "receive").get_args()).arg("-D").arg(wal);
+    let receiver = start(command.args(["--slot", "s", "--synchronous", "-d", &primary.conninfo()]));
+    primary.wait_for_receiver("walhold");
+    let begin = primary.flushed();
+    wait_until("two segments' ends", SOON, || primary.flushed().0 > begin.0 + 2 * SEGMENT);
+    end(receiver);
+    let whole = |text: &str| text.contains("+++ exited with 0 +++") || text.contains("+++ killed by SIGKILL +++");
+    wait_until("the end of the trace", SOON, || whole(&fs::read_to_string(&calls).unwrap()));
+    events(&fs::read_to_string(&calls).unwrap())
 }
 
 /// What the program told the server, against what would have survived, if only some of its changes had been made.
@@ -65,7 +73,7 @@ fn judge(events: &[Event], wal: &Path, made: impl Fn(&Change) -> bool) -> Result
             }
         }
     }
-    assert!(statuses > 20 && ends >= 2, "only {statuses} reports over {ends} segments' ends");
+    assert!(statuses > 20 && ends >= 4, "only {statuses} reports over {ends} segments' ends");
     Ok(())
 }
 

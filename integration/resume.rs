@@ -103,6 +103,49 @@ pub(crate) fn diverged_clone(room: &Room) -> Outcome {
     Ok(())
 }
 
+/// A primary that never wrote what is held: restored from an older copy, or the wrong one.
+pub(crate) fn primary_behind(room: &Room) -> Outcome {
+    let mut primary = Cluster::new(room, "primary");
+    primary.stop(Stop::Fast);
+    let copy = room.path("old-data");
+    room.copy_tree(primary.data(), &copy);
+    primary.start();
+    let repo = room.path("repo");
+    let held = receive_some(room, &primary, &repo);
+    primary.stop(Stop::Fast);
+    let mut old = Cluster::restored(room, "old", copy);
+    old.start();
+    assert!(old.flushed() < held);
+    old.rows("select pg_create_physical_replication_slot('walhold', true)");
+    let before = contents(&repo.join("wal"));
+    let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &old.conninfo()]));
+    said.refused(3, &[&held.to_string()]);
+    assert_eq!(contents(&repo.join("wal")), before, "a refused receiver wrote");
+    Ok(())
+}
+
+/// A standby that has not yet got what is held is waited for.
+pub(crate) fn standby_behind(room: &Room) -> Outcome {
+    let mut primary =
+        Cluster::with(room, "primary", &Setup { settings: &["wal_keep_size = '64MB'"], ..Setup::default() });
+    let mut standby = primary.standby("standby");
+    standby.stop(Stop::Fast);
+    let repo = room.path("repo");
+    let held = receive_some(room, &primary, &repo);
+    primary.stop(Stop::Fast);
+    standby.start();
+    standby.rows("select pg_create_physical_replication_slot('walhold', true)");
+    let mut receiver = receive(room, &repo, &standby.conninfo(), &[]);
+    receiver.wait_for(&held.to_string());
+    primary.start();
+    primary.rows("create table more as select i from generate_series(1, 1000) i");
+    let end = primary.flushed();
+    standby.wait_for_slot("walhold", end);
+    receiver.terminate().expect(0);
+    assert_contiguous(&repo.join("wal"));
+    waldump(room, &plain_copy(room, &repo.join("wal"), "plain"), end)
+}
+
 /// Streams a little of a server, and stops; up to where.
 #[track_caller]
 fn receive_some(room: &Room, primary: &Cluster<'_>, repo: &Path) -> Lsn {

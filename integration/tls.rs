@@ -43,6 +43,7 @@ fn secured(room: &Room) -> Secured<'_> {
         "hostssl all,replication secure 127.0.0.1/32 scram-sha-256",
         "hostssl all,replication secure ::1/128 scram-sha-256",
         "hostnossl all,replication open 127.0.0.1/32 scram-sha-256",
+        "host all,replication secure,open all reject",
     ];
     let mut primary = Cluster::with(room, "primary", &Setup { settings: &settings, hba: &hba, ..Setup::default() });
     primary.rows("create role secure login replication password 'right'");

@@ -30,6 +30,8 @@ pub(crate) enum Change {
     Removed(String),
     SyncBegun(String),
     Synced(String),
+    AllSyncBegun,
+    AllSynced,
 }
 
 /// Files as the kernel holds them and as they would survive.
@@ -39,11 +41,14 @@ pub(crate) struct Fate {
     held: HashMap<String, usize>,
     surviving: HashMap<String, usize>,
     syncs: HashMap<String, Sync>,
+    all: Option<(Vec<usize>, HashMap<String, usize>)>,
 }
 
 #[derive(Debug, Default)]
 struct File {
-    unsynced: Vec<(u64, Vec<u8>)>,
+    writes: Vec<(u64, Vec<u8>)>,
+    /// So many of the writes survive, and have made this.
+    synced: usize,
     surviving: Vec<u8>,
 }
 
@@ -64,7 +69,7 @@ impl Fate {
             }
             Change::Written { path, at, bytes } => {
                 if let Some(file) = self.held.get(path) {
-                    self.files[*file].unsynced.push((*at, bytes.clone()));
+                    self.files[*file].writes.push((*at, bytes.clone()));
                 }
             }
             Change::Renamed(from, to) => {
@@ -79,7 +84,7 @@ impl Fate {
             }
             Change::SyncBegun(path) => {
                 let sync = match self.held.get(path) {
-                    Some(file) => Sync::Writes(*file, self.files[*file].unsynced.len()),
+                    Some(file) => Sync::Writes(*file, self.files[*file].writes.len()),
                     None => Sync::Names(names_in(&self.held, path)),
                 };
                 self.syncs.insert(path.clone(), sync);
@@ -92,6 +97,15 @@ impl Fate {
                 }
                 None => {}
             },
+            Change::AllSyncBegun => {
+                let counts = self.files.iter().map(|file| file.writes.len()).collect();
+                self.all = Some((counts, self.held.clone()));
+            }
+            Change::AllSynced => {
+                let Some((counts, names)) = self.all.take() else { return };
+                self.files.iter_mut().zip(counts).for_each(|(file, count)| file.keep(count));
+                self.surviving = names;
+            }
         }
     }
 
@@ -103,12 +117,14 @@ impl Fate {
 
 impl File {
     fn keep(&mut self, count: usize) {
-        for (at, bytes) in self.unsynced.drain(..count) {
-            let at = usize::try_from(at).unwrap();
+        while self.synced < count {
+            let (at, bytes) = &self.writes[self.synced];
+            let at = usize::try_from(*at).unwrap();
             if self.surviving.len() < at + bytes.len() {
                 self.surviving.resize(at + bytes.len(), 0);
             }
-            self.surviving[at..at + bytes.len()].copy_from_slice(&bytes);
+            self.surviving[at..at + bytes.len()].copy_from_slice(bytes);
+            self.synced += 1;
         }
     }
 }
@@ -157,12 +173,13 @@ pub(crate) fn events(text: &str) -> Vec<Event> {
 fn begins(call: &str, events: &mut Vec<Event>) {
     let (name, arguments) = parts(call);
     match name {
-        "sendto" | "write" if is_socket(arguments) => events.push(Event::Sent(bytes(arguments))),
+        "sendto" | "write" | "writev" if is_socket(arguments) => events.push(Event::Sent(bytes(arguments))),
         "pwrite64" => {
             events.push(Event::Writes { path: fd_path(arguments), at: offset(call), bytes: bytes(arguments) })
         }
         "fsync" | "fdatasync" => events.push(Event::Done(Change::SyncBegun(fd_path(arguments)))),
         "openat" | "rename" | "renameat" | "renameat2" | "unlink" | "unlinkat" => {}
+        "syncfs" => events.push(Event::Done(Change::AllSyncBegun)),
         // To standard error, the program's own wakers, and so on.
         "write" if !arguments.contains(&hex("/wal/")) => {}
         "sendto" | "sendmsg" | "sendmmsg" if !is_socket(arguments) => {}
@@ -172,13 +189,14 @@ fn begins(call: &str, events: &mut Vec<Event>) {
 
 fn ends(call: &str, events: &mut Vec<Event>) {
     let (name, arguments) = parts(call);
-    if result(call).starts_with('-') {
+    if result(call).starts_with(['-', '?']) {
         return;
     }
     let change = match name {
         "openat" if arguments.contains("O_CREAT") => Change::Created(result_path(call)),
         "pwrite64" => Change::Written { path: fd_path(arguments), at: offset(call), bytes: bytes(arguments) },
         "fsync" | "fdatasync" => Change::Synced(fd_path(arguments)),
+        "syncfs" => Change::AllSynced,
         "rename" | "renameat" | "renameat2" => {
             let mut names = strings(arguments);
             Change::Renamed(names.next().unwrap(), names.next().unwrap())
@@ -218,16 +236,15 @@ fn strings(arguments: &str) -> impl Iterator<Item = String> {
     arguments.split('"').skip(1).step_by(2).map(text)
 }
 
+/// The buffers among the arguments, one after the other.
 fn bytes(arguments: &str) -> Vec<u8> {
-    let (_, rest) = arguments.split_once('"').expect("a buffer");
-    let (inside, after) = rest.split_once('"').expect("the end of a buffer");
-    assert!(!after.starts_with("..."), "strace has cut a buffer short");
-    decode(inside)
+    assert!(!arguments.contains("\"..."), "strace has cut a buffer short");
+    arguments.split('"').skip(1).step_by(2).flat_map(decode).collect()
 }
 
 /// The last argument of pwrite64, with or without a result after it.
 fn offset(call: &str) -> u64 {
-    let arguments = call.rsplit_once(") = ").map_or(call, |(arguments, _)| arguments).trim_end_matches(')');
+    let arguments = call.rsplit_once(" = ").map_or(call, |(arguments, _)| arguments).trim_end().trim_end_matches(')');
     arguments.rsplit_once(", ").unwrap().1.parse().expect("an offset")
 }
 

@@ -1,6 +1,7 @@
 //! walhold: a PostgreSQL backup that can be proved.
 
 pub mod archive;
+pub mod backup;
 pub mod cli;
 pub mod codec;
 pub mod connection;

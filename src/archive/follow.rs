@@ -26,9 +26,10 @@ pub struct Followed {
 }
 
 impl Follower {
-    /// Begins at the start of the segment that holds `from`, on `route`'s timeline.
+    /// Begins at the start of the segment that holds the byte before `from`, on `route`'s timeline:
+    /// at a segment's end the next one may not be there yet.
     pub fn new(archive: Archive, route: History, from: Lsn) -> Self {
-        let first = route.segment_at(from, archive.size);
+        let first = route.segment_at(Lsn::new(from.get().saturating_sub(1)), archive.size);
         let seed =
             Seed { start: first.start(), size: archive.size, system_id: archive.system_id, newest_tli: route.tli() };
         Self { archive, chain: Chain::new(seed), route, unsynced: first }

@@ -111,6 +111,14 @@ impl Archive {
         History::parse(tli, &content).map_err(|source| ArchiveError::History { path, source })
     }
 
+    /// The bytes of a timeline's history file; `None` if it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn history_content(&self, tli: TimelineId) -> Result<Option<Vec<u8>>, ArchiveError> {
+        Ok(self.read_history(tli)?.map(|(_, content)| content))
+    }
+
     /// Puts a timeline's history file into the folder, durable on return. One that is there already
     /// and says the same is left alone.
     ///

@@ -65,6 +65,11 @@ pub enum Stopped {
 }
 
 impl SegmentReader {
+    /// Which segment it is.
+    pub const fn segment(&self) -> Segment {
+        self.segment
+    }
+
     /// What the file is.
     pub const fn form(&self) -> Form {
         self.form

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use super::read::walk_segment;
 use super::write::{Held, Place};
-use super::{Archive, ArchiveError, Form, SegmentReader, Stopped, Writer};
+use super::{Archive, ArchiveError, Form, SegmentReader, Stopped, Stored, Writer};
 use crate::codec::Codec;
 use crate::disk::{Access, Trouble};
 use crate::wal::{Broken, Chain, Fault, History, Lsn, Pos, Seed, Segment, TimelineId};
@@ -81,17 +81,27 @@ impl Archive {
     /// # Errors
     /// When what is held is damaged, another cluster's, or cannot be read.
     pub fn resume(&self) -> Result<Option<Resumption>, ResumeError> {
-        // What an earlier process left unsynced, names included, must not be built upon.
-        let _all = self.disk.sync_filesystem(&self.dir)?;
         let listing = self.list()?;
         let Some((last, tli)) = listing.newest_timeline().and_then(|tli| Some((listing.last_of(tli)?, tli))) else {
             return Ok(None);
         };
         let (segment, stored) = last;
+        self.settle_names(segment, stored)?;
         let first_open = if stored.complete { segment.next() } else { segment };
         let mut resumption = self.begin(&self.route(tli)?, first_open)?;
         resumption.after_hole = listing.runs(tli).len() > 1;
         Ok(Some(resumption))
+    }
+
+    /// Makes durable what an earlier process may have left unsynced before it could report it: the
+    /// last segment it completed, and names. (A partial is synced when it is gone on with.)
+    fn settle_names(&self, last: Segment, stored: Stored) -> Result<(), ArchiveError> {
+        let complete = if stored.complete { Some(last) } else { last.previous() };
+        if let Some(reader) = complete.map(|segment| self.open_segment(segment, Access::Read)).transpose()?.flatten() {
+            let (_file, _data) = self.disk.open(reader.path(), Access::Read)?.sync()?;
+        }
+        let _names = self.disk.sync_dir(&self.dir)?;
+        Ok(())
     }
 
     /// The history of `tli`. A folder written by another receiver may lack the file; its segments
@@ -131,7 +141,10 @@ impl Archive {
 
     /// The chain as it stands at the start of `segment`, seeded by what is held before it: one
     /// segment, or as many as the record that reaches into it covers.
-    fn chain_before(&self, route: &History, segment: Segment) -> Result<Chain, ResumeError> {
+    ///
+    /// # Errors
+    /// When what is held before it is damaged or cannot be read.
+    pub fn chain_before(&self, route: &History, segment: Segment) -> Result<Chain, ResumeError> {
         let seed = |start| Seed { start, size: self.size, system_id: self.system_id, newest_tli: route.tli() };
         let mut chain = Chain::new(seed(segment.start()));
         let mut first = segment;
@@ -211,7 +224,7 @@ impl Archive {
             self.remove_if_there(&path)?;
             return Ok(Some(self.resumption(segment, chain, None, None)));
         }
-        let touched = last_byte(&mut reader, segment)?.max(valid);
+        let touched = self.last_byte(segment, valid)?;
         let old = OldEnd { valid, touched };
         let place = if full_size { Place::InPlace } else { Place::Beside };
         let held = Held { upto: valid, place };
@@ -223,6 +236,27 @@ impl Archive {
         let before = chain.last_record().map(|_| OldEnd { valid: chain.whole(), touched: segment.start() });
         let writer = Writer::new(self.clone(), segment, chain, held);
         Resumption { start: segment.start_pos(), old: old.or(before), after_hole: false, writer }
+    }
+
+    /// Exclusive end of the last byte in a partial that is not zero, from `valid` on. It is read
+    /// again, for the walk takes zeros where a record goes on for data, and so may have passed by
+    /// what there is of that record.
+    fn last_byte(&self, segment: Segment, valid: Lsn) -> Result<Lsn, ArchiveError> {
+        let mut end = valid;
+        let Some(mut reader) = self.open_partial(segment, Access::ReadDirect)? else { return Ok(end) };
+        reader.skip_to(valid - segment.start())?;
+        loop {
+            let from = reader.offset();
+            let bytes = reader.fill()?;
+            if bytes.is_empty() {
+                return Ok(end);
+            }
+            let n = bytes.len();
+            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+                end = segment.start().saturating_add(from + last as u64 + 1);
+            }
+            reader.consume(n);
+        }
     }
 
     /// Removes what a writer that ended without cleaning up has left: names that no scan counts.
@@ -239,22 +273,5 @@ impl Archive {
             }
         }
         Ok(())
-    }
-}
-
-/// Exclusive end of the last byte in the file that is not zero.
-fn last_byte(reader: &mut SegmentReader, segment: Segment) -> Result<Lsn, ArchiveError> {
-    let mut end = segment.start();
-    loop {
-        let from = reader.offset();
-        let bytes = reader.fill()?;
-        if bytes.is_empty() {
-            return Ok(end);
-        }
-        let n = bytes.len();
-        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
-            end = segment.start().saturating_add(from + last as u64 + 1);
-        }
-        reader.consume(n);
     }
 }

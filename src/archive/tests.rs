@@ -297,3 +297,34 @@ fn a_follower_sees_what_another_process_writes() {
     let _ = writer.settle().unwrap();
     assert_eq!(follower.advance().unwrap().whole.get(), log.at());
 }
+
+/// After a switch an idle server stands at the start of a segment that has no file yet.
+#[test]
+fn a_follower_from_a_segments_end_needs_no_next_segment() {
+    let (log, folder) = (log(), Folder::new());
+    let mut writer = folder.begin().writer;
+    feed(&mut writer, &log, START + SIZE, 10_000);
+    let mut follower = Follower::new(folder.archive.clone(), History::first(), Lsn::new(START + SIZE));
+    let whole = follower.advance().unwrap().whole;
+    assert!(whole.get() > START);
+    assert_eq!(follower.settle().unwrap().pos().lsn(), whole);
+}
+
+/// P5: a clone of the cluster bears the same identifier; what it sends does not follow.
+#[test]
+fn a_clones_wal_does_not_follow() {
+    let (log, folder) = (log(), Folder::new());
+    let mut writer = folder.begin().writer;
+    feed(&mut writer, &log, START + SIZE, 10_000);
+    drop(writer);
+    let mut clone = Log::new(START, SIZE, 1, SYSTEM);
+    for n in 0..1500_usize {
+        clone.record(10, 0, &vec![n as u8 | 1; n * 7 % 2000 + 1]);
+    }
+    let Resumption { start, mut writer, .. } = folder.begin();
+    let from = (start.lsn().get() - START) as usize;
+    let refused = writer.append(&clone.bytes[from..from + 100_000], &mut |_| {});
+    assert!(matches!(refused, Err(WriteError::Diverged(_))), "{refused:?}");
+    drop(writer);
+    assert_eq!(folder.names(), ["000000010000000000000003"]);
+}

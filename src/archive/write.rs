@@ -61,8 +61,8 @@ pub enum WriteError {
     /// called durable.
     #[error(transparent)]
     Broken(#[from] Broken),
-    /// What arrives is not what is held.
-    #[error("the server sends other bytes at {0} than the archive holds")]
+    /// What arrives is not what is held, or does not follow from it. Nothing of it was written.
+    #[error("the server sends other WAL at {0} than what follows from the archive's")]
     Diverged(Pos),
 }
 
@@ -93,6 +93,9 @@ pub struct Writer {
     open: Option<Open>,
     tail: Tail,
     spare: Spare,
+    /// End of the last whole record that was held when this writer began: the first record after it
+    /// must link back to it.
+    junction: Lsn,
 }
 
 /// The file that is being written.
@@ -135,6 +138,7 @@ impl Writer {
         Self {
             archive,
             tli: segment.tli(),
+            junction: chain.whole(),
             chain,
             held,
             reader: None,
@@ -195,6 +199,12 @@ impl Writer {
         let at = self.chain.at();
         let known = self.compare(segment, at, bytes)?;
         let checked = self.chain.feed(bytes, &mut |_| {});
+        if let Err(broken) = checked
+            && broken.whole == self.junction
+            && broken.fault.is_of_another_past()
+        {
+            return Err(WriteError::Diverged(Pos::new(self.tli, broken.at)));
+        }
         self.store(segment, at, bytes, known, told)?;
         if let Err(broken) = checked {
             // The bytes are kept for whoever looks into it; they are not called durable.

@@ -248,7 +248,10 @@ impl Copy {
         let manifest = Manifest::parse(&self.manifest)?;
         let compared = std::mem::take(&mut self.comparison).check(&manifest).map_err(|differences| {
             let more = differences.len().saturating_sub(1);
-            differences.into_iter().next().map_or(BackupError::Lacks("file"), |first| BackupError::Differs { first, more })
+            differences
+                .into_iter()
+                .next()
+                .map_or(BackupError::Lacks("file"), |first| BackupError::Differs { first, more })
         })?;
         let mut file = HashedFile::create(&*self.disk, &self.dir.join(Seal::MANIFEST), self.mode)?;
         file.write_all(&self.manifest).map_err(cannot_write)?;

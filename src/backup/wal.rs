@@ -9,7 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BackupError, Event, Options};
 use crate::archive::{Archive, Durable, Follower};
-use crate::receive::{Event as ReceiveEvent, Finished, Options as ReceiveOptions, ReceiveError, Slot, Upstream, receive};
+use crate::disk::Lock;
+use crate::receive::{
+    Event as ReceiveEvent, Finished, Options as ReceiveOptions, ReceiveError, Slot, Upstream, receive,
+};
 use crate::repository::{CapturedBy, Repository, RepositoryError};
 use crate::wal::{Lsn, Pos};
 
@@ -32,7 +35,7 @@ pub(super) struct Wal<'a> {
 }
 
 enum Way {
-    Followed(Follower),
+    Followed(Box<Follower>),
     Own(Own),
 }
 
@@ -77,7 +80,7 @@ impl<'a> Wal<'a> {
             }
             Err(RepositoryError::Locked(_)) => {
                 tell(Event::Following);
-                Way::Followed(Follower::new(archive.clone(), archive.history(now.tli())?, now.lsn()))
+                Way::Followed(Box::new(Follower::new(archive.clone(), archive.history(now.tli())?, now.lsn())))
             }
             Err(e) => return Err(e.into()),
         };
@@ -87,7 +90,7 @@ impl<'a> Wal<'a> {
     /// Follows the files again from `start` on, which may lie before the position that was secured.
     pub(super) fn rewind(&mut self, start: Pos) -> Result<(), BackupError> {
         if let Way::Followed(follower) = &mut self.way {
-            *follower = Follower::new(self.archive.clone(), self.archive.history(start.tli())?, start.lsn());
+            **follower = Follower::new(self.archive.clone(), self.archive.history(start.tli())?, start.lsn());
         }
         Ok(())
     }
@@ -112,31 +115,115 @@ impl<'a> Wal<'a> {
         let mut since = Instant::now();
         loop {
             let reached = match &mut self.way {
-                Way::Own(own) => {
-                    if let Some(durable) = own.durable_at(upto) {
-                        return Ok(durable);
-                    }
-                    own.check().await?;
-                    own.durable.borrow().map_or(Lsn::ZERO, |durable| durable.pos().lsn())
-                }
+                Way::Own(own) => match own.reached(upto).await? {
+                    Reached::All(durable) => return Ok(durable),
+                    Reached::Upto(lsn) => lsn,
+                },
+                // Nothing else runs meanwhile: while a receiver is followed, no stream is ours.
                 Way::Followed(follower) => {
-                    let reached = tokio::task::block_in_place_or_here(|| follower.advance())?.whole;
+                    let reached = follower.advance()?.whole;
                     if reached >= upto.lsn() {
                         return Ok(follower.settle()?);
                     }
+                    tokio::time::sleep(LOOK).await;
                     reached
                 }
             };
             if reached > whole {
                 (whole, since) = (reached, Instant::now());
             }
-            if since.elapsed() > DEAD {
-                self.take_over(tell).await?;
-            }
             if since.elapsed() > patience {
                 return Err(NotCome::Stalled { whole });
             }
-            self.wait().await;
+            if since.elapsed() > DEAD {
+                self.take_over(tell).await?;
+            }
         }
+    }
+
+    /// Streams from where the files end, if the receiver that filled them is gone.
+    async fn take_over(&mut self, tell: &mut impl FnMut(Event)) -> Result<(), BackupError> {
+        if matches!(self.way, Way::Own(_)) {
+            return Ok(());
+        }
+        match self.repository.lock(&self.options.who) {
+            Ok(lock) => {
+                tell(Event::Streaming);
+                self.way = Way::Own(Own::start(self.archive.clone(), self.options, self.kept_from, lock).await?);
+                Ok(())
+            }
+            Err(RepositoryError::Locked(_)) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Ends a stream of our own and lets the repository go.
+    pub(super) async fn close(self) {
+        if let Way::Own(mut own) = self.way {
+            own.stop.cancel();
+            // What it made durable was told; how it ends changes nothing any more.
+            let _ = (&mut own.task).await;
+        }
+    }
+}
+
+/// How far a stream of our own has come.
+enum Reached {
+    All(Durable),
+    Upto(Lsn),
+}
+
+impl Own {
+    async fn start(archive: Archive, options: &Options, from: Pos, lock: Lock) -> Result<Self, BackupError> {
+        let upstream = Upstream::connect(&options.conninfo, &options.application_name).await?;
+        let receive_options = ReceiveOptions {
+            conninfo: options.conninfo.clone(),
+            application_name: options.application_name.clone(),
+            slot: Slot::None,
+            synchronous: false,
+            sync_interval: SYNC,
+            status_interval: Some(STATUS),
+            end: None,
+            reconnect: true,
+            island: Some(from),
+        };
+        let stop = CancellationToken::new();
+        let (tell, durable) = watch::channel(None);
+        let token = stop.clone();
+        let task = tokio::spawn(async move {
+            let _lock = lock;
+            let mut told = |event| {
+                if let ReceiveEvent::Durable(durable) = event {
+                    tell.send_replace(Some(durable));
+                }
+            };
+            receive(upstream, &archive, &receive_options, &token, &mut told).await
+        });
+        Ok(Self { stop, durable, task })
+    }
+
+    /// Waits a little for more to become durable.
+    async fn reached(&mut self, upto: Pos) -> Result<Reached, BackupError> {
+        let so_far = |durable: &Option<Durable>| durable.map(Durable::pos).filter(|pos| pos.tli() == upto.tli());
+        let now = *self.durable.borrow_and_update();
+        match (now, so_far(&now)) {
+            (Some(durable), Some(pos)) if pos.lsn() >= upto.lsn() => return Ok(Reached::All(durable)),
+            _ => {}
+        }
+        if tokio::time::timeout(LOOK, self.durable.changed()).await.is_ok_and(|changed| changed.is_err()) {
+            // The stream has ended, which it does by itself only when it cannot go on.
+            return match (&mut self.task).await {
+                Ok(Err(e)) => Err(e.into()),
+                Ok(Ok(_)) => Err(ReceiveError::Ended.into()),
+                Err(e) => Err(BackupError::Thread(std::io::Error::other(e))),
+            };
+        }
+        Ok(Reached::Upto(so_far(&now).map_or(Lsn::ZERO, Pos::lsn)))
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }

@@ -19,7 +19,7 @@ use crate::repository::Repository;
 /// As in PostgreSQL's own programs.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Connection options")]
-pub(super) struct Arguments {
+pub(super) struct ConnectionFlags {
     /// Connection string (key=value or URI)
     #[arg(short, long, value_name = "CONNSTR", env = "WALHOLD_DBNAME")]
     dbname: Option<String>,
@@ -40,7 +40,7 @@ pub(super) struct Arguments {
     password: bool,
 }
 
-impl Arguments {
+impl ConnectionFlags {
     fn conninfo(&self) -> Result<Conninfo, Failure> {
         let flags = Flags {
             conninfo: self.dbname.clone(),

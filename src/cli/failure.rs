@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 
 use crate::archive::{ArchiveError, ResumeError};
+use crate::backup::BackupError;
 use crate::connection::{ConnectError, ConninfoError, Error as SessionError};
 use crate::disk::{DiskError, Trouble};
 use crate::receive::{Gap, ReceiveError};
-use crate::repository::RepositoryError;
+use crate::repository::{NotUsable, RepositoryError, SealError};
+use crate::restore::RestoreError;
+use crate::verify::VerifyError;
 
 /// The exit codes, which scripts rely on. (`wal-get` has its own three.)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -201,6 +204,95 @@ impl From<ReceiveError> for Failure {
             }
             ReceiveError::Ended => failure.hint("start again, without --no-loop, to go on when the server is back"),
             ReceiveError::Thread(_) => failure.exit(Exit::Storage).hint("please report this"),
+        }
+    }
+}
+
+impl From<BackupError> for Failure {
+    fn from(e: BackupError) -> Self {
+        let failure = Self::error(e.to_string());
+        if let Some(disk) = e.disk() {
+            return disk.into();
+        }
+        match e {
+            BackupError::Receive(e) => e.into(),
+            BackupError::Session(e) => e.into(),
+            BackupError::Repository(e) | BackupError::Seal(SealError::Repository(e)) => e.into(),
+            BackupError::Archive(e) => e.into(),
+            BackupError::ReceiverBehind { .. } => {
+                failure.hint("look at the receiver's log; with no receiver running, backup streams the WAL itself")
+            }
+            BackupError::Waiting { .. } => failure.exit(Exit::NotUsable).hint(
+                "its files are kept, and it is not offered for restore; look at the receiver's log, then back up again",
+            ),
+            BackupError::Tar(_)
+            | BackupError::Names(_)
+            | BackupError::Manifest(_)
+            | BackupError::Label(_)
+            | BackupError::Control(_)
+            | BackupError::Lacks(_)
+            | BackupError::Contradiction(_) => failure.hint("is it a PostgreSQL server? Nothing was kept"),
+            BackupError::Differs { .. } => {
+                failure.hint("the copy was damaged on its way or on the server: nothing was kept; back up again")
+            }
+            BackupError::Promoted { .. } => {
+                failure.hint("nothing was kept; back up again, from the new primary or this server")
+            }
+            BackupError::NotProven(_) => {
+                failure.exit(Exit::NotUsable).hint("nothing was kept; walhold verify shows the damage in the archive")
+            }
+            BackupError::Stopped => failure.hint("nothing was kept"),
+            BackupError::Seal(_) | BackupError::Compress(_) | BackupError::Thread(_) | BackupError::SlotName(_) => {
+                failure.hint("please report this")
+            }
+        }
+    }
+}
+
+impl From<VerifyError> for Failure {
+    fn from(e: VerifyError) -> Self {
+        match e {
+            VerifyError::NotFound(_) => Self::error(e.to_string()).hint("walhold list shows the backups"),
+            VerifyError::Repository(e) => e.into(),
+            VerifyError::Archive(e) => e.into(),
+        }
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(e: RestoreError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e {
+            RestoreError::Disk(e) => e.into(),
+            RestoreError::Repository(e) | RestoreError::NotUsable(NotUsable::Repository(e)) => e.into(),
+            RestoreError::Archive(e) => e.into(),
+            RestoreError::NotUsable(_) => {
+                failure.exit(Exit::NotUsable).hint("walhold list shows the backups; only complete ones are restored")
+            }
+            RestoreError::NotProven { .. } | RestoreError::Content { .. } => failure
+                .exit(Exit::NotUsable)
+                .hint("nothing was written that could be started; walhold verify shows which backups are usable"),
+            RestoreError::Incremental(_) => failure.exit(Exit::NotUsable).hint("restore a full backup"),
+            RestoreError::NotEmpty(_) => failure.hint("name a directory that does not exist, or is empty"),
+            RestoreError::InRepository(_) | RestoreError::Overlap(..) | RestoreError::NotAbsolute(_) => {
+                failure.hint("choose another place; -T OLD=NEW moves a tablespace")
+            }
+            RestoreError::NoSuchTablespace { .. } | RestoreError::MappedTwice(_) => {
+                failure.hint("walhold restore --plan shows the tablespaces")
+            }
+            RestoreError::NoRoom { .. } => failure.hint("make room, or restore to another file system"),
+            RestoreError::OwnerNeeded => failure.hint("name the server's user: --owner postgres"),
+            RestoreError::CannotGiveAway(_) => failure.hint("run as root, or leave --owner out"),
+            RestoreError::OwnerLocked { .. } => {
+                failure.hint("the restored server fetches its WAL with this program from the repository: let that user")
+            }
+            RestoreError::Path { .. } => failure.hint("check the path"),
+            RestoreError::LeftBehind { .. } => {
+                failure.exit(Exit::Storage).hint("remove the rest by hand; no server starts on it")
+            }
+            RestoreError::Link(_) | RestoreError::Name(_) | RestoreError::Map(_) | RestoreError::Configuration(_) => {
+                failure.exit(Exit::NotUsable).hint("the backup was not made by walhold as it is")
+            }
         }
     }
 }

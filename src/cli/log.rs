@@ -5,7 +5,7 @@ use tracing::Level;
 
 /// How to log.
 #[derive(Debug, Args)]
-pub(super) struct Flags {
+pub(super) struct LogFlags {
     /// Say more; twice for details
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Log options")]
     verbose: u8,
@@ -20,7 +20,7 @@ enum Format {
     Json,
 }
 
-impl Flags {
+impl LogFlags {
     pub(super) fn start(&self) {
         let level = match self.verbose {
             0 => Level::INFO,

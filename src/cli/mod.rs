@@ -1,15 +1,23 @@
 //! The command line: one file a command. Here alone is anything printed, and an exit code chosen.
 
+mod backup;
 mod connect;
 mod failure;
+mod list;
 mod log;
 mod receive;
+mod restore;
+mod signals;
 mod values;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::restore::run_wal_get;
 
 pub use failure::{Exit, Failure};
 
@@ -24,7 +32,7 @@ struct Arguments {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    log: log::Flags,
+    log: log::LogFlags,
     /// Print help
     #[arg(short = '?', long, global = true, action = clap::ArgAction::Help)]
     help: Option<bool>,
@@ -32,11 +40,29 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Receive(receive::Arguments),
+    Receive(Box<receive::Arguments>),
+    Backup(Box<backup::Arguments>),
+    List(list::Arguments),
+    Verify(verify::Arguments),
+    Restore(Box<restore::Arguments>),
+    /// Give a recovering server one file of the archive: its restore_command
+    ///
+    /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
+    /// nothing else, for a server takes 1 to 125 as the end of WAL.
+    #[command(name = "wal-get", disable_help_flag = true)]
+    WalGet {
+        /// --repo DIR [--timeline N] [--partial] [--unknown-timeout TIME] %f %p
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 /// Runs the program with `arguments`, the program's name first.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    // The exit codes of this one are fixed before anything is parsed.
+    if arguments.get(1).is_some_and(|command| command == "wal-get") {
+        return run_wal_get(arguments.into_iter().skip(2)).into();
+    }
     let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,
         Err(e) => {
@@ -47,6 +73,11 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     parsed.log.start();
     let done = match parsed.command {
         Command::Receive(arguments) => receive::run(&arguments),
+        Command::Backup(arguments) => backup::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Restore(arguments) => restore::run(&arguments),
+        Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };
     match done {
         Ok(()) => Exit::Done.into(),
@@ -64,4 +95,11 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::error(format!("cannot start: {e}")))
+}
+
+/// Prints one document for machines on stdout.
+fn print_json<T: Serialize>(document: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(document).map_err(|e| Failure::error(format!("cannot write JSON: {e}")))?;
+    println!("{text}");
+    Ok(())
 }

@@ -5,12 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::values::{duration, some_time, who};
-use super::{Failure, connect};
+use super::{Failure, connect, signals};
 use crate::archive::Archive;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
@@ -63,7 +61,7 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with_all = ["repo", "synchronous"])]
     no_sync: bool,
     #[command(flatten)]
-    connection: connect::Arguments,
+    connection: connect::ConnectionFlags,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -71,7 +69,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = stop_on_signals()?;
+    let stop = signals::stop()?;
     let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
     let options = Options {
         conninfo,
@@ -129,29 +127,6 @@ impl Arguments {
     }
 }
 
-/// A token that the first SIGINT or SIGTERM cancels; the second ends the program at once.
-fn stop_on_signals() -> Result<CancellationToken, Failure> {
-    let cannot = |e: std::io::Error| Failure::error(format!("cannot listen for signals: {e}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async move {
-        for round in 0..2 {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if round == 0 {
-                info!("told to stop");
-                token.cancel();
-            }
-        }
-        std::process::exit(1);
-    });
-    Ok(stop)
-}
-
 fn log(event: &Event) {
     match event {
         Event::Streaming(at) => info!("streaming from {at}"),
@@ -163,7 +138,14 @@ fn log(event: &Event) {
             warn!("the archive has a hole before the stretch that ends at {at}; walhold verify shows it");
         }
         Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
-        Event::Disconnected { reason, wait } => warn!("disconnected: {reason}; next try in {wait:?}"),
+        Event::RemoteApply => warn!(
+            "synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever; \
+             use on or remote_write"
+        ),
+        Event::Disconnected { reason, wait, again: true } => {
+            debug!("still not connected: {reason}; next try in {wait:?}")
+        }
+        Event::Disconnected { reason, wait, .. } => warn!("disconnected: {reason}; next try in {wait:?}"),
         Event::Reconnected => info!("connected again"),
         Event::Again { broken, from } => warn!("{broken}; asking for it once more, from segment {from}"),
     }

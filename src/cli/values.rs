@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use crate::protocol::MaxRate;
+use crate::restore::{Mapping, Owner};
+
 /// A time such as `100ms`, `10s`, `5min` or `2h`; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("\"{text}\" is not a time (examples: 100ms, 10s, 5min, 2h)");
@@ -21,6 +24,71 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// [`duration`], and not 0.
 pub(super) fn some_time(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|time| if time.is_zero() { Err("it must be longer than 0".into()) } else { Ok(time) })
+}
+
+/// A bound on the speed of a copy as `pg_basebackup --max-rate` has it: kB (1024 bytes) a second, or
+/// with the suffix `k` or `M`; a fraction is allowed.
+pub(super) fn rate(text: &str) -> Result<MaxRate, String> {
+    let wrong = || format!("\"{text}\" is not a rate between 32k and 1024M (kB a second, or with suffix k or M)");
+    let (number, factor) = match text.strip_suffix('M') {
+        Some(number) => (number, 1024.0),
+        None => (text.strip_suffix('k').unwrap_or(text), 1.0),
+    };
+    let plain = number.starts_with(|c: char| c.is_ascii_digit());
+    let kb = number.parse::<f64>().ok().filter(|_| plain).map(|number| (number * factor).round());
+    // In this range every whole number is one of both types.
+    let kb = kb.filter(|kb| (32.0..=1_048_576.0).contains(kb)).ok_or_else(wrong)?;
+    MaxRate::new(kb as u32).ok_or_else(wrong)
+}
+
+/// `OLD=NEW` of `--tablespace-mapping`; `\=` stands for an equals sign in a path.
+pub(super) fn mapping(text: &str) -> Result<Mapping, String> {
+    let (mut paths, mut escaped) = (vec![String::new()], false);
+    for c in text.chars() {
+        match (c, paths.last_mut()) {
+            ('=', _) if !escaped => paths.push(String::new()),
+            ('\\', _) if !escaped => {
+                escaped = true;
+                continue;
+            }
+            (c, Some(path)) => {
+                if escaped && c != '=' {
+                    path.push('\\');
+                }
+                path.push(c);
+            }
+            (_, None) => {}
+        }
+        escaped = false;
+    }
+    match paths.as_slice() {
+        [old, new] if !old.is_empty() && !new.is_empty() => Ok(Mapping { old: old.into(), new: new.into() }),
+        _ => Err(format!("\"{text}\" is not of the form OLD=NEW")),
+    }
+}
+
+/// `USER` or `USER:GROUP`, each a name or a number, looked up in `/etc/passwd` and `/etc/group`. The
+/// group of a user alone is the user's own.
+pub(super) fn owner(text: &str) -> Result<Owner, String> {
+    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    let line = |file: &str, name: &str| {
+        let lines = std::fs::read_to_string(file).unwrap_or_default();
+        let found = lines.lines().find(|line| {
+            let mut fields = line.split(':');
+            fields.next() == Some(name) || fields.nth(1) == Some(name)
+        });
+        found.map(|line| line.split(':').map(str::to_owned).collect::<Vec<_>>())
+    };
+    let number = |line: &Option<Vec<String>>, field: usize| line.as_ref()?.get(field)?.parse::<u32>().ok();
+    let account = line("/etc/passwd", user);
+    let uid =
+        number(&account, 2).or_else(|| user.parse().ok()).ok_or_else(|| format!("there is no user \"{user}\""))?;
+    let gid = match group {
+        Some(group) => number(&line("/etc/group", group), 2).or_else(|| group.parse().ok()),
+        None => number(&account, 3),
+    };
+    let gid = gid.ok_or_else(|| format!("there is no group \"{}\"", group.unwrap_or("of that user")))?;
+    Ok(Owner { user: uid, group: gid })
 }
 
 /// What a lock says of its holder.
@@ -44,5 +112,34 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(some_time("0ms").is_err());
+    }
+
+    #[test]
+    fn mappings() {
+        let of = |old: &str, new: &str| Ok(Mapping { old: old.into(), new: new.into() });
+        assert_eq!(mapping("/a=/b"), of("/a", "/b"));
+        assert_eq!(mapping(r"/a\=x=/b\c"), of("/a=x", r"/b\c"));
+        for text in ["", "=", "/a", "/a=", "=/b", "/a=/b=/c"] {
+            assert!(mapping(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn owners() {
+        assert_eq!(owner("root"), Ok(Owner { user: 0, group: 0 }));
+        assert_eq!(owner("0:0"), Ok(Owner { user: 0, group: 0 }));
+        assert_eq!(owner("54321:12345"), Ok(Owner { user: 54321, group: 12345 }));
+        assert!(owner("no such user").is_err());
+        assert!(owner("54321").is_err(), "its group is not known");
+    }
+
+    #[test]
+    fn rates() {
+        for (text, kb) in [("32", 32), ("32k", 32), ("1M", 1024), ("1.5M", 1536), ("1024M", 1_048_576)] {
+            assert_eq!(rate(text), MaxRate::new(kb).ok_or_else(String::new), "{text}");
+        }
+        for text in ["", "31", "1025M", "k", "1G", "-1M", "inf", "NaN", "1e3M "] {
+            assert!(rate(text).is_err(), "{text}");
+        }
     }
 }

@@ -80,6 +80,8 @@ pub enum Event {
     TailKept(Segment),
     /// What is held lies in more than one stretch; receiving goes on at the end of the last.
     AfterHole(Pos),
+    /// Commits wait until a standby has replayed them, which an archive never does.
+    RemoteApply,
     /// The slot was made.
     SlotMade(SlotName),
     /// The connection has ended; the next try comes after this time.
@@ -88,6 +90,8 @@ pub enum Event {
         reason: String,
         /// How long until the next try.
         wait: Duration,
+        /// It is not the first failed try in a row.
+        again: bool,
     },
     /// The connection is back.
     Reconnected,

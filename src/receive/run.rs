@@ -72,7 +72,8 @@ pub async fn receive(
         if began.elapsed() > GOOD {
             wait = FIRST_WAIT;
         }
-        tell(Event::Disconnected { reason: error.to_string(), wait });
+        let again = matches!(error, ReceiveError::Connect(_));
+        tell(Event::Disconnected { reason: error.to_string(), wait, again });
         if !rest(wait, stop).await || !room(&error, archive, stop).await {
             return Ok(Finished::Stopped);
         }
@@ -142,6 +143,9 @@ async fn session(
     tell: &mut impl FnMut(Event),
 ) -> Result<Option<Finished>, ReceiveError> {
     upstream.check(archive)?;
+    if options.synchronous && upstream.session.show("synchronous_commit").await? == "remote_apply" {
+        tell(Event::RemoteApply);
+    }
     let slot = upstream.prepare_slot(options, tell).await?;
     let mut kept_from = slot.map_or(Lsn::ZERO, |slot| slot.lsn().min(upstream.position.lsn()));
     let mut resumption = match doubts.from {

@@ -106,7 +106,7 @@ impl Upstream {
     }
 
     /// Before 15 only SQL tells where a slot stands, and a replication connection has no SQL.
-    async fn query_slot(&self, options: &Options, name: &SlotName) -> Result<Option<Option<Pos>>, ReceiveError> {
+    async fn query_slot(&mut self, options: &Options, name: &SlotName) -> Result<Option<Option<Pos>>, ReceiveError> {
         let wrong = |reason: String| ReceiveError::SlotPosition { slot: name.clone(), reason };
         let sql = format!("select restart_lsn from pg_replication_slots where slot_name = '{}'", name.as_str());
         let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name);
@@ -143,7 +143,12 @@ impl Upstream {
         self.begin(archive, route, start).await
     }
 
-    pub(super) async fn begin(&self, archive: &Archive, route: History, at: Pos) -> Result<Resumption, ReceiveError> {
+    pub(super) async fn begin(
+        &mut self,
+        archive: &Archive,
+        route: History,
+        at: Pos,
+    ) -> Result<Resumption, ReceiveError> {
         let segment = Segment::containing(at, self.segment_size);
         let archive = archive.clone();
         Ok(blocking(move || archive.begin(&route, segment)).await?)

@@ -6,6 +6,7 @@
 //! archive's proof and its word that the WAL is durable (promise P3).
 
 mod catalogue;
+mod contents;
 mod documents;
 mod folder;
 mod sealed;
@@ -18,6 +19,7 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 pub use catalogue::{BackupEntry, BackupState, NotUsable, Which};
+pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, ReadError};
 pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,
     SealedFile, SealedHistory, SealedManifest, SealedTablespace, SegmentRange, ServerVersion, Time,
@@ -362,5 +364,7 @@ pub(crate) fn read_bounded(disk: &dyn Disk, path: &Path, max: u64) -> Result<Opt
     Ok(Some(Ok(bytes)))
 }
 
+#[cfg(test)]
+pub(crate) mod made;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -185,6 +185,20 @@ pub enum Fault {
     },
 }
 
+impl Fault {
+    /// Whether sound WAL looks so where it follows other WAL than it was written after.
+    pub const fn is_of_another_past(self) -> bool {
+        matches!(
+            self,
+            Self::PrevLink { .. }
+                | Self::NoContinuation(_)
+                | Self::StrayContinuation
+                | Self::ContinuationLength { .. }
+                | Self::Overwrite { .. }
+        )
+    }
+}
+
 /// What the next byte is part of.
 #[derive(Clone, Copy, Debug)]
 enum State {

@@ -1,0 +1,157 @@
+//! `walhold backup`
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use tracing::{info, warn};
+
+use super::values::{rate, who};
+use super::{Failure, connect, signals};
+use crate::backup::{Event, Options, backup};
+use crate::codec::Compression;
+use crate::image::ManifestAlgorithm;
+use crate::protocol::{Checkpoint, MaxRate};
+use crate::repository::Seal;
+
+/// The name under which the server sees the connections of a backup. It is not the receiver's: a
+/// synchronous standby of that name must not come and go with backups.
+const NAME: &str = "walhold_backup";
+
+/// Take a base backup together with the WAL it needs, and seal it once both are proven whole
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Repository; it is made if it is missing
+    #[arg(long, value_name = "DIR", env = "WALHOLD_REPO")]
+    repo: PathBuf,
+    /// The server's checkpoint before the copy: at once, or at the pace of its regular ones
+    #[arg(short, long, value_enum, default_value_t = Pace::Fast, env = "WALHOLD_CHECKPOINT")]
+    checkpoint: Pace,
+    /// Compression: none, zstd:LEVEL, or zstd:level=LEVEL,workers=COUNT
+    #[arg(short = 'Z', long, value_name = "METHOD", default_value_t, env = "WALHOLD_COMPRESS")]
+    compress: Compression,
+    /// What to call the backup
+    #[arg(short, long, default_value = "walhold backup", env = "WALHOLD_LABEL")]
+    label: String,
+    /// Bound on the server's sending: kB a second, or with suffix k or M
+    #[arg(short = 'r', long, value_name = "RATE", value_parser = rate, env = "WALHOLD_MAX_RATE")]
+    max_rate: Option<MaxRate>,
+    /// What the server computes over each file: NONE, CRC32C, SHA224, SHA256, SHA384 or SHA512
+    #[arg(long, value_name = "ALGORITHM", default_value_t, env = "WALHOLD_MANIFEST_CHECKSUMS")]
+    manifest_checksums: ManifestAlgorithm,
+    /// Print the seal as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: connect::ConnectionFlags,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Pace {
+    Fast,
+    Spread,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    super::runtime()?.block_on(back_up(arguments))
+}
+
+async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
+    let stop = signals::stop()?;
+    let began = Instant::now();
+    let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
+    let repository = connect::repository(&upstream, &arguments.repo)?;
+    let options = Options {
+        conninfo,
+        application_name,
+        label: arguments.label.clone(),
+        checkpoint: match arguments.checkpoint {
+            Pace::Fast => Checkpoint::Fast,
+            Pace::Spread => Checkpoint::Spread,
+        },
+        max_rate: arguments.max_rate,
+        manifest_checksums: arguments.manifest_checksums,
+        compression: arguments.compress,
+        who: who("backup"),
+    };
+    let mut teller = Teller::new();
+    let sealed = backup(&repository, upstream, &options, &stop, &mut |event| teller.tell(event)).await;
+    teller.bar.finish_and_clear();
+    let sealed = sealed?;
+    report(sealed.seal(), began, arguments.json)
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    version: u32,
+    backup: &'a Seal,
+}
+
+fn report(seal: &Seal, began: Instant, json: bool) -> Result<(), Failure> {
+    if json {
+        return super::print_json(&Report { version: 1, backup: seal });
+    }
+    let stored: u64 = seal.files.iter().map(|file| file.size).sum();
+    println!(
+        "backup {} is complete: {} in {} files, stored in {}, WAL {} to {} proven, in {:.1} s",
+        seal.id,
+        HumanBytes(seal.manifest.bytes),
+        seal.manifest.files,
+        HumanBytes(stored),
+        seal.start.lsn(),
+        seal.stop.lsn(),
+        began.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Progress on a terminal, lines in a log.
+struct Teller {
+    bar: ProgressBar,
+}
+
+impl Teller {
+    fn new() -> Self {
+        // Drawn on stderr, and only if that is a terminal.
+        Self { bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5)) }
+    }
+
+    fn tell(&mut self, event: Event) {
+        match event {
+            Event::Following => self.log("following the WAL that a receiver writes into the repository"),
+            Event::Streaming => self.log("no receiver fills the repository: streaming the WAL here"),
+            Event::WaitingForCheckpoint => self.log("waiting for the server's checkpoint"),
+            Event::Copying { id, start, estimate } => {
+                let size = estimate.map_or_else(String::new, |bytes| format!(", about {}", HumanBytes(bytes)));
+                self.log(&format!("backup {id} starts at {start}{size}"));
+                if let Some(bytes) = estimate {
+                    self.bar.set_length(bytes);
+                }
+                let template = "{wide_bar} {percent}% {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left";
+                if let Ok(style) = ProgressStyle::with_template(template) {
+                    self.bar.set_style(style);
+                }
+            }
+            Event::Progress(bytes) => {
+                // The server's estimate is of a moment; the total grows with what comes.
+                if self.bar.length().is_some_and(|total| total < bytes) {
+                    self.bar.set_length(bytes);
+                }
+                self.bar.set_position(bytes);
+            }
+            Event::Copied { stop, bytes, took } => {
+                self.bar.finish_and_clear();
+                let took = HumanDuration(took);
+                self.log(&format!("copied {} in {took}; the backup needs WAL up to {}", HumanBytes(bytes), stop.lsn()));
+            }
+            Event::Proving => self.log("its WAL is durable; reading every record back"),
+            Event::Notice(text) => self.bar.suspend(|| warn!("the server says: {text}")),
+        }
+    }
+
+    fn log(&self, line: &str) {
+        self.bar.suspend(|| info!("{line}"));
+    }
+}
