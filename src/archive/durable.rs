@@ -17,6 +17,12 @@ impl Written {
         Self(pos)
     }
 
+    /// A claim, for tests of what is done with it.
+    #[cfg(test)]
+    pub(crate) const fn claimed(pos: Pos) -> Self {
+        Self(pos)
+    }
+
     /// The position, exclusive.
     pub const fn pos(self) -> Pos {
         self.0
@@ -28,6 +34,12 @@ impl Durable {
     /// after the byte was written; `entry` that of the directory, made after the file got the name
     /// it has. All before that file was so already.
     pub(super) const fn new(pos: Pos, _data: &Synced, _entry: &Synced) -> Self {
+        Self(pos)
+    }
+
+    /// A claim without a receipt, for tests of what is done with it.
+    #[cfg(test)]
+    pub(crate) const fn claimed(pos: Pos) -> Self {
         Self(pos)
     }
 

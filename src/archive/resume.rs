@@ -224,7 +224,7 @@ impl Archive {
             self.remove_if_there(&path)?;
             return Ok(Some(self.resumption(segment, chain, None, None)));
         }
-        let touched = last_byte(&mut reader, segment)?.max(valid);
+        let touched = self.last_byte(segment, valid)?;
         let old = OldEnd { valid, touched };
         let place = if full_size { Place::InPlace } else { Place::Beside };
         let held = Held { upto: valid, place };
@@ -236,6 +236,27 @@ impl Archive {
         let before = chain.last_record().map(|_| OldEnd { valid: chain.whole(), touched: segment.start() });
         let writer = Writer::new(self.clone(), segment, chain, held);
         Resumption { start: segment.start_pos(), old: old.or(before), after_hole: false, writer }
+    }
+
+    /// Exclusive end of the last byte in a partial that is not zero, from `valid` on. It is read
+    /// again, for the walk takes zeros where a record goes on for data, and so may have passed by
+    /// what there is of that record.
+    fn last_byte(&self, segment: Segment, valid: Lsn) -> Result<Lsn, ArchiveError> {
+        let mut end = valid;
+        let Some(mut reader) = self.open_partial(segment, Access::ReadDirect)? else { return Ok(end) };
+        reader.skip_to(valid - segment.start())?;
+        loop {
+            let from = reader.offset();
+            let bytes = reader.fill()?;
+            if bytes.is_empty() {
+                return Ok(end);
+            }
+            let n = bytes.len();
+            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+                end = segment.start().saturating_add(from + last as u64 + 1);
+            }
+            reader.consume(n);
+        }
     }
 
     /// Removes what a writer that ended without cleaning up has left: names that no scan counts.
@@ -252,22 +273,5 @@ impl Archive {
             }
         }
         Ok(())
-    }
-}
-
-/// Exclusive end of the last byte in the file that is not zero.
-fn last_byte(reader: &mut SegmentReader, segment: Segment) -> Result<Lsn, ArchiveError> {
-    let mut end = segment.start();
-    loop {
-        let from = reader.offset();
-        let bytes = reader.fill()?;
-        if bytes.is_empty() {
-            return Ok(end);
-        }
-        let n = bytes.len();
-        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
-            end = segment.start().saturating_add(from + last as u64 + 1);
-        }
-        reader.consume(n);
     }
 }

@@ -7,7 +7,8 @@ use crate::backup::BackupError;
 use crate::connection::{ConnectError, ConninfoError, Error as SessionError};
 use crate::disk::{DiskError, Trouble};
 use crate::receive::{Gap, ReceiveError};
-use crate::repository::{RepositoryError, SealError};
+use crate::repository::{NotUsable, RepositoryError, SealError};
+use crate::restore::RestoreError;
 
 /// The exit codes, which scripts rely on. (`wal-get` has its own three.)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -242,6 +243,44 @@ impl From<BackupError> for Failure {
             BackupError::Stopped => failure.hint("nothing was kept"),
             BackupError::Seal(_) | BackupError::Compress(_) | BackupError::Thread(_) | BackupError::SlotName(_) => {
                 failure.hint("please report this")
+            }
+        }
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(e: RestoreError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e {
+            RestoreError::Disk(e) => e.into(),
+            RestoreError::Repository(e) | RestoreError::NotUsable(NotUsable::Repository(e)) => e.into(),
+            RestoreError::Archive(e) => e.into(),
+            RestoreError::NotUsable(_) => {
+                failure.exit(Exit::NotUsable).hint("walhold list shows the backups; only complete ones are restored")
+            }
+            RestoreError::NotProven { .. } | RestoreError::Content { .. } | RestoreError::History { .. } => failure
+                .exit(Exit::NotUsable)
+                .hint("nothing was written that could be started; walhold verify shows which backups are usable"),
+            RestoreError::Incremental(_) => failure.exit(Exit::NotUsable).hint("restore a full backup"),
+            RestoreError::NotEmpty(_) => failure.hint("name a directory that does not exist, or is empty"),
+            RestoreError::InRepository(_) | RestoreError::Overlap(..) | RestoreError::NotAbsolute(_) => {
+                failure.hint("choose another place; -T OLD=NEW moves a tablespace")
+            }
+            RestoreError::NoSuchTablespace { .. } | RestoreError::MappedTwice(_) => {
+                failure.hint("walhold restore --plan shows the tablespaces")
+            }
+            RestoreError::NoRoom { .. } => failure.hint("make room, or restore to another file system"),
+            RestoreError::OwnerNeeded => failure.hint("name the server's user: --owner postgres"),
+            RestoreError::CannotGiveAway(_) => failure.hint("run as root, or leave --owner out"),
+            RestoreError::OwnerLocked { .. } => {
+                failure.hint("the restored server fetches its WAL with this program from the repository: let that user")
+            }
+            RestoreError::Path { .. } => failure.hint("check the path"),
+            RestoreError::LeftBehind { .. } => {
+                failure.exit(Exit::Storage).hint("remove the rest by hand; no server starts on it")
+            }
+            RestoreError::Link(_) | RestoreError::Name(_) | RestoreError::Map(_) | RestoreError::Configuration(_) => {
+                failure.exit(Exit::NotUsable).hint("the backup was not made by walhold as it is")
             }
         }
     }

@@ -6,6 +6,7 @@ mod failure;
 mod list;
 mod log;
 mod receive;
+mod restore;
 mod signals;
 mod values;
 
@@ -41,6 +42,7 @@ enum Command {
     Receive(Box<receive::Arguments>),
     Backup(Box<backup::Arguments>),
     List(list::Arguments),
+    Restore(Box<restore::Arguments>),
     /// Give a recovering server one file of the archive: its restore_command
     ///
     /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
@@ -71,6 +73,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Receive(arguments) => receive::run(&arguments),
         Command::Backup(arguments) => backup::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
+        Command::Restore(arguments) => restore::run(&arguments),
         Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };
     match done {

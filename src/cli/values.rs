@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::protocol::MaxRate;
+use crate::restore::{Mapping, Owner};
 
 /// A time such as `100ms`, `10s`, `5min` or `2h`; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -40,6 +41,56 @@ pub(super) fn rate(text: &str) -> Result<MaxRate, String> {
     MaxRate::new(kb as u32).ok_or_else(wrong)
 }
 
+/// `OLD=NEW` of `--tablespace-mapping`; `\=` stands for an equals sign in a path.
+pub(super) fn mapping(text: &str) -> Result<Mapping, String> {
+    let (mut paths, mut escaped) = (vec![String::new()], false);
+    for c in text.chars() {
+        match (c, paths.last_mut()) {
+            ('=', _) if !escaped => paths.push(String::new()),
+            ('\\', _) if !escaped => {
+                escaped = true;
+                continue;
+            }
+            (c, Some(path)) => {
+                if escaped && c != '=' {
+                    path.push('\\');
+                }
+                path.push(c);
+            }
+            (_, None) => {}
+        }
+        escaped = false;
+    }
+    match paths.as_slice() {
+        [old, new] if !old.is_empty() && !new.is_empty() => Ok(Mapping { old: old.into(), new: new.into() }),
+        _ => Err(format!("\"{text}\" is not of the form OLD=NEW")),
+    }
+}
+
+/// `USER` or `USER:GROUP`, each a name or a number, looked up in `/etc/passwd` and `/etc/group`. The
+/// group of a user alone is the user's own.
+pub(super) fn owner(text: &str) -> Result<Owner, String> {
+    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    let line = |file: &str, name: &str| {
+        let lines = std::fs::read_to_string(file).unwrap_or_default();
+        let found = lines.lines().find(|line| {
+            let mut fields = line.split(':');
+            fields.next() == Some(name) || fields.nth(1) == Some(name)
+        });
+        found.map(|line| line.split(':').map(str::to_owned).collect::<Vec<_>>())
+    };
+    let number = |line: &Option<Vec<String>>, field: usize| line.as_ref()?.get(field)?.parse::<u32>().ok();
+    let account = line("/etc/passwd", user);
+    let uid =
+        number(&account, 2).or_else(|| user.parse().ok()).ok_or_else(|| format!("there is no user \"{user}\""))?;
+    let gid = match group {
+        Some(group) => number(&line("/etc/group", group), 2).or_else(|| group.parse().ok()),
+        None => number(&account, 3),
+    };
+    let gid = gid.ok_or_else(|| format!("there is no group \"{}\"", group.unwrap_or("of that user")))?;
+    Ok(Owner { user: uid, group: gid })
+}
+
 /// What a lock says of its holder.
 pub(super) fn who(command: &str) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -61,6 +112,25 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(some_time("0ms").is_err());
+    }
+
+    #[test]
+    fn mappings() {
+        let of = |old: &str, new: &str| Ok(Mapping { old: old.into(), new: new.into() });
+        assert_eq!(mapping("/a=/b"), of("/a", "/b"));
+        assert_eq!(mapping(r"/a\=x=/b\c"), of("/a=x", r"/b\c"));
+        for text in ["", "=", "/a", "/a=", "=/b", "/a=/b=/c"] {
+            assert!(mapping(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn owners() {
+        assert_eq!(owner("root"), Ok(Owner { user: 0, group: 0 }));
+        assert_eq!(owner("0:0"), Ok(Owner { user: 0, group: 0 }));
+        assert_eq!(owner("54321:12345"), Ok(Owner { user: 54321, group: 12345 }));
+        assert!(owner("no such user").is_err());
+        assert!(owner("54321").is_err(), "its group is not known");
     }
 
     #[test]

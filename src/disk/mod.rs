@@ -7,14 +7,17 @@
 mod buffer;
 mod error;
 mod real;
+pub mod simulated;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io;
 use std::path::Path;
 
 pub use buffer::AlignedBuf;
 pub use error::{DiskError, Trouble};
 pub use real::Real;
+pub use simulated::Simulated;
 
 /// What direct I/O aligns memory, offsets and lengths to. Every file system that has direct I/O
 /// accepts 4 KiB.
@@ -136,7 +139,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// When any of the three fails; the new name may or may not be there then.
-    fn publish(&self, file: Box<dyn File>, from: &Path, to: &Path) -> Result<Synced, DiskError>;
+    fn publish(&self, file: Box<dyn File>, from: &Path, to: &Path) -> Result<Synced, DiskError> {
+        let (_file, _data) = file.sync()?;
+        self.rename(from, to)?;
+        self.sync_parent(to)
+    }
 
     /// Renames within a directory, replacing what bears the name; not durable until
     /// [`Disk::sync_dir`].
@@ -167,7 +174,21 @@ pub trait Disk: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// When one of them cannot be made or synced.
-    fn make_dirs(&self, path: &Path, mode: u32) -> Result<Synced, DiskError>;
+    fn make_dirs(&self, path: &Path, mode: u32) -> Result<Synced, DiskError> {
+        match self.metadata(path)? {
+            Some(Meta { kind: EntryKind::Directory, .. }) => return Ok(Synced(())),
+            Some(_) => return Err(DiskError::new("make directory", path, io::ErrorKind::NotADirectory.into())),
+            None => {}
+        }
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            let _above: Synced = self.make_dirs(parent, mode)?;
+        }
+        match self.make_dir(path, mode) {
+            // Made by another process meanwhile.
+            Err(e) if e.trouble() == Trouble::Exists => self.sync_parent(path),
+            made => made,
+        }
+    }
 
     /// Makes a symbolic link at `path`; durable with its directory.
     ///
@@ -186,6 +207,18 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// # Errors
     /// When any of them may be lost.
     fn sync_dir(&self, path: &Path) -> Result<Synced, DiskError>;
+
+    /// Makes the name at the end of `path` durable, or its absence.
+    ///
+    /// # Errors
+    /// As [`Disk::sync_dir`].
+    fn sync_parent(&self, path: &Path) -> Result<Synced, DiskError> {
+        match path.parent() {
+            Some(dir) if dir.as_os_str().is_empty() => self.sync_dir(Path::new(".")),
+            Some(dir) => self.sync_dir(dir),
+            None => Ok(Synced(())),
+        }
+    }
 
     /// Makes all that was written on the file system of `path` durable, names included.
     ///
@@ -236,7 +269,24 @@ pub trait Disk: Send + Sync + fmt::Debug {
 /// An advisory lock, let go when dropped or when the process ends in any way.
 #[derive(Debug)]
 pub struct Lock {
-    // Held for its open file description, to which the lock belongs.
+    // Held for what is let go with it: an open file description, to which the lock belongs.
     #[allow(dead_code, reason = "the lock lives as long as the handle")]
-    file: Option<std::fs::File>,
+    handle: Handle,
+}
+
+#[derive(Debug)]
+#[allow(dead_code, reason = "the lock lives as long as the handle")]
+enum Handle {
+    File(std::fs::File),
+    Simulated(simulated::HeldLock),
+}
+
+impl Lock {
+    const fn of(file: std::fs::File) -> Self {
+        Self { handle: Handle::File(file) }
+    }
+
+    const fn simulated(held: simulated::HeldLock) -> Self {
+        Self { handle: Handle::Simulated(held) }
+    }
 }

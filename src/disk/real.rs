@@ -171,31 +171,6 @@ impl Syncs {
         self.sync(&dir, path)
     }
 
-    fn sync_parent(self, path: &Path) -> Result<Synced, DiskError> {
-        match path.parent() {
-            Some(dir) if dir.as_os_str().is_empty() => self.sync_dir(Path::new(".")),
-            Some(dir) => self.sync_dir(dir),
-            None => Ok(Synced(())),
-        }
-    }
-
-    fn make_dirs(self, path: &Path, mode: u32) -> Result<Synced, DiskError> {
-        match fs::metadata(path) {
-            Ok(meta) if meta.is_dir() => return Ok(Synced(())),
-            Ok(_) => return Err(DiskError::new("make directory", path, io::ErrorKind::NotADirectory.into())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(DiskError::new("make directory", path, e)),
-        }
-        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            let _above: Synced = self.make_dirs(parent, mode)?;
-        }
-        match fs::DirBuilder::new().mode(mode).create(path) {
-            Ok(()) => self.sync_parent(path),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => self.sync_parent(path),
-            Err(e) => Err(DiskError::new("make directory", path, e)),
-        }
-    }
-
     fn create_zeroed(self, path: &Path, len: u64, fill: Fill, mode: u32) -> Result<Box<dyn File>, DiskError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(mode);
@@ -244,12 +219,6 @@ impl Disk for Real {
         self.syncs.open(path, access)
     }
 
-    fn publish(&self, file: Box<dyn File>, from: &Path, to: &Path) -> Result<Synced, DiskError> {
-        let (_file, _data) = file.sync()?;
-        self.rename(from, to)?;
-        self.syncs.sync_parent(to)
-    }
-
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
         fs::rename(from, to).map_err(wrong("rename", from))
     }
@@ -264,11 +233,7 @@ impl Disk for Real {
 
     fn make_dir(&self, path: &Path, mode: u32) -> Result<Synced, DiskError> {
         fs::DirBuilder::new().mode(mode).create(path).map_err(wrong("make directory", path))?;
-        self.syncs.sync_parent(path)
-    }
-
-    fn make_dirs(&self, path: &Path, mode: u32) -> Result<Synced, DiskError> {
-        self.syncs.make_dirs(path, mode)
+        self.sync_parent(path)
     }
 
     fn symlink(&self, target: &Path, path: &Path) -> Result<(), DiskError> {
@@ -320,18 +285,18 @@ impl Disk for Real {
         let mut file = lock_file(path, &options, false)?;
         // For whoever finds the lock taken; nothing rests on it.
         let _ = file.set_len(0).and_then(|()| file.write_all(note.as_bytes()));
-        Ok(Lock { file: Some(file) })
+        Ok(Lock::of(file))
     }
 
     fn lock_shared(&self, path: &Path) -> Result<Lock, DiskError> {
         let file = lock_file(path, OpenOptions::new().read(true), true)?;
-        Ok(Lock { file: Some(file) })
+        Ok(Lock::of(file))
     }
 
     fn lock_dir(&self, path: &Path) -> Result<Lock, DiskError> {
         let directory = i32::try_from(OFlags::DIRECTORY.bits()).unwrap_or(0);
         let dir = lock_file(path, OpenOptions::new().read(true).custom_flags(directory), false)?;
-        Ok(Lock { file: Some(dir) })
+        Ok(Lock::of(dir))
     }
 }
 

@@ -52,7 +52,7 @@ pub enum Input {
 }
 
 /// What is to be done.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Action {
     /// Append these bytes, which follow those of the last append.
     Append(Bytes),
@@ -120,7 +120,8 @@ pub struct Receiver {
     server_end: Lsn,
     /// When the first byte came that no sync has covered.
     unsynced_since: Option<Instant>,
-    settling: bool,
+    /// What had been received when the settle that is under way was asked for.
+    settling: Option<Lsn>,
     last_status: Instant,
     last_heard: Instant,
     /// A status was asked for; it goes out when all that was received is durable, or then.
@@ -142,7 +143,7 @@ impl Receiver {
             report_from,
             server_end: start,
             unsynced_since: None,
-            settling: false,
+            settling: None,
             last_status: now,
             last_heard: now,
             asked: None,
@@ -202,7 +203,11 @@ impl Receiver {
             Input::TimelineEnds => self.end(Ending::Timeline, out),
             Input::Stop => self.end(Ending::Stopped, out),
             Input::Written(written) => self.written = self.written.max(written.pos().lsn()),
-            Input::Durable(durable) => self.advance(now, durable, out),
+            Input::Durable(durable) => {
+                if self.advance(now, durable) {
+                    self.reply(now, out);
+                }
+            }
             Input::Settled(durable) => self.settled(now, durable, out),
             Input::Tick => {}
         }
@@ -245,43 +250,43 @@ impl Receiver {
     }
 
     fn settle(&mut self, out: &mut Vec<Action>) {
-        if !self.settling {
-            self.settling = true;
+        if self.settling.is_none() {
+            self.settling = Some(self.received);
             out.push(Action::Settle);
         }
     }
 
-    fn advance(&mut self, now: Instant, durable: Durable, out: &mut Vec<Action>) {
+    /// Takes in what is durable; whether that is news for the server.
+    fn advance(&mut self, now: Instant, durable: Durable) -> bool {
         let news = self.durable.is_none_or(|before| before.pos().lsn() < durable.pos().lsn());
         if news {
             self.durable = Some(durable);
             self.written = self.written.max(durable.pos().lsn());
         }
         self.unsynced_since = if self.is_durable() { None } else { self.unsynced_since.map(|_| now) };
-        if news && self.reportable().is_some() {
-            self.reply(now, out);
-        }
+        news && self.reportable().is_some()
     }
 
     fn settled(&mut self, now: Instant, durable: Option<Durable>, out: &mut Vec<Action>) {
-        self.settling = false;
-        match durable {
-            Some(durable) => self.advance(now, durable, out),
-            None => {
-                // What was held comes again. The interval begins anew, and no better answer comes.
-                self.unsynced_since = self.unsynced_since.map(|_| now);
-                self.asked = self.asked.map(|_| now);
-            }
+        let asked_at = self.settling.take();
+        let news = durable.is_some_and(|durable| self.advance(now, durable));
+        // Bytes that came after the settle was asked for need another one.
+        let all = self.is_durable() || asked_at.is_none_or(|upto| upto >= self.received);
+        if durable.is_none() {
+            // What was held comes again, or a segment has just been completed. The interval begins
+            // anew, and unless there is more no better answer comes.
+            self.unsynced_since = self.unsynced_since.map(|_| now);
+            self.asked = self.asked.map(|patience| if all { now } else { patience });
         }
-        match self.ending {
-            Some(ending) if !self.ended => {
-                self.reply(now, out);
-                self.ended = true;
-                out.push(Action::End(ending));
-            }
-            Some(_) => {}
-            None if self.settings.synchronous && durable.is_some() && !self.is_durable() => self.settle(out),
-            None => {}
+        let ending = self.ending.filter(|_| all && !self.ended);
+        if news || ending.is_some() {
+            self.reply(now, out);
+        }
+        if let Some(ending) = ending {
+            self.ended = true;
+            out.push(Action::End(ending));
+        } else if !all && (self.settings.synchronous || self.ending.is_some()) {
+            self.settle(out);
         }
     }
 
@@ -310,7 +315,7 @@ impl Receiver {
 
     /// When a sync must begin; `None` while one is under way.
     fn sync_due(&self) -> Option<Instant> {
-        self.unsynced_since.filter(|_| !self.settling).map(|since| since + self.settings.sync_interval)
+        self.unsynced_since.filter(|_| self.settling.is_none()).map(|since| since + self.settings.sync_interval)
     }
 
     fn status_due(&self) -> Option<Instant> {

@@ -46,6 +46,15 @@ impl BackupEntry {
             BackupState::Unfinished | BackupState::Damaged(_) => None,
         }
     }
+
+    /// Exclusive end of the WAL it needs, once that is known.
+    pub fn stop(&self) -> Option<Pos> {
+        match &self.state {
+            BackupState::Sealed(seal) => Some(seal.stop),
+            BackupState::Pending(pending) => pending.stop,
+            BackupState::Unfinished | BackupState::Damaged(_) => None,
+        }
+    }
 }
 
 /// Which backup an operator means.

@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use super::{Repository, Seal, SealedFile, Sha256Sum, read_bounded};
+use crate::archive::ArchiveError;
 use crate::codec::{self, Codec};
 use crate::disk::{Access, DiskError, File, Trouble};
 use crate::image::{
@@ -16,7 +17,7 @@ use crate::image::{
     Manifest, ManifestAlgorithm, ManifestError, MemberKind, MemberPath, NameClash, Names, TablespaceMap,
     TablespaceMapError, TarError, TarEvent, TarReader,
 };
-use crate::wal::Pos;
+use crate::wal::{Pos, TimelineId};
 
 /// How much is read at a time.
 const CHUNK: usize = 256 << 10;
@@ -173,6 +174,17 @@ pub enum ContentError {
         /// Exclusive end of the backup's WAL.
         stop: Pos,
     },
+    /// A history file that the seal names is missing or has changed.
+    #[error("the history file of timeline {timeline} {fault}")]
+    History {
+        /// Whose history.
+        timeline: TimelineId,
+        /// "is missing" or "has changed".
+        fault: &'static str,
+    },
+    /// The archive cannot be read.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// A file cannot be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -246,6 +258,24 @@ impl Repository {
         let manifest = Manifest::parse(&manifest_bytes)?;
         check_manifest(&manifest, seal)?;
         Ok(Contents { repository: self, seal, dir, archives, manifest, manifest_bytes })
+    }
+
+    /// Compares the history files on a backup's way with those of the archive; how many there are.
+    ///
+    /// # Errors
+    /// With the first that is missing or has changed.
+    pub fn check_histories(&self, seal: &Seal) -> Result<u64, ContentError> {
+        let archive = self.archive();
+        let mut compared = 0;
+        for sealed in &seal.wal.history_files {
+            let wrong = |fault| ContentError::History { timeline: sealed.timeline, fault };
+            let content = archive.history_content(sealed.timeline)?.ok_or_else(|| wrong("is missing"))?;
+            if content.len() as u64 != sealed.size || Sha256Sum::of(&content) != sealed.sha256 {
+                return Err(wrong("has changed"));
+            }
+            compared += 1;
+        }
+        Ok(compared)
     }
 
     fn read_manifest(&self, dir: &std::path::Path, listed: &SealedFile) -> Result<Vec<u8>, ContentError> {

@@ -365,4 +365,6 @@ pub(crate) fn read_bounded(disk: &dyn Disk, path: &Path, max: u64) -> Result<Opt
 }
 
 #[cfg(test)]
+pub(crate) mod made;
+#[cfg(test)]
 pub(crate) mod tests;

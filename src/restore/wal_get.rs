@@ -18,7 +18,8 @@ use crate::archive::{Archive, ArchiveError, Listing, SegmentReader};
 use crate::disk::{Access, Disk, DiskError, File, Real, Trouble};
 use crate::repository::Repository;
 use crate::wal::{Broken, Chain, HistoryFile, Seed, Segment, TimelineId};
-use decide::{Holdings, Missed, Verdict};
+pub(super) use decide::Holdings;
+use decide::{Missed, Verdict};
 
 /// How long an unknown is asked again where a refusal only delays a recovery.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(5);
@@ -40,7 +41,8 @@ pub struct Request {
     pub destination: PathBuf,
     /// The timeline that the recovery is pinned to.
     pub timeline: Option<TimelineId>,
-    /// The name of the first segment of a hole at which the recovery is meant to end.
+    /// The name of the first segment of a hole, or of a damaged one, in which the recovery is meant to
+    /// end.
     pub end_at_gap: Option<String>,
     /// Whether a partial segment may be given although no recovery to a point is under way.
     pub partial: bool,
@@ -277,7 +279,7 @@ fn get_history(request: &Request, archive: &Archive, before: &Listing, file: His
 
 fn get_segment(request: &Request, archive: &Archive, before: Listing, asked: decide::Asked) -> Result<Outcome, String> {
     let segment = asked.segment;
-    let holdings = Holdings::new(archive, before)?;
+    let holdings = Holdings::new(archive, before).map_err(|e| e.to_string())?;
     let reader = match holdings.decide(&asked) {
         Verdict::Answer(answer) => return answer,
         Verdict::Give { partial } => archive
@@ -286,14 +288,14 @@ fn get_segment(request: &Request, archive: &Archive, before: Listing, asked: dec
             .filter(|reader| partial || !reader.form().partial),
     };
     let Some(reader) = reader else {
-        let after = Holdings::new(archive, archive.list().map_err(|e| e.to_string())?)?;
+        let after = archive.list().and_then(|listing| Holdings::new(archive, listing)).map_err(|e| e.to_string())?;
         return match (holdings.miss(&asked), after.miss(&asked)) {
             (Missed::Absent, Missed::Absent) => Ok(Outcome::Absent),
             (Missed::Unknown(why), _) | (_, Missed::Unknown(why)) => Err(why),
         };
     };
-    let given = if reader.form().partial {
-        give_partial(request, archive, &holdings, reader)?
+    let given = if reader.form().partial || asked.gap == Some(segment) {
+        give_valid_part(request, archive, &holdings, reader)?
     } else {
         write_out(request, |out| copy_complete(archive, reader, out))?;
         true
@@ -310,7 +312,9 @@ fn copy_complete(archive: &Archive, mut reader: SegmentReader, out: &mut dyn Fil
     let mut chain = Chain::new(seed);
     let copied = copy(&mut reader, &mut chain, out).map_err(|e| e.to_string())?;
     match copied {
-        Copied { broken: Some(broken), .. } => Err(format!("segment {segment} in the archive is damaged: {broken}")),
+        Copied { broken: Some(broken), .. } => Err(format!(
+            "segment {segment} in the archive is damaged: {broken}; with --end-at-gap {segment} recovery ends there"
+        )),
         Copied { bytes, .. } if bytes != size.bytes() => {
             Err(format!("segment {segment} in the archive has {bytes} bytes and must have {}", size.bytes()))
         }
@@ -318,8 +322,9 @@ fn copy_complete(archive: &Archive, mut reader: SegmentReader, out: &mut dyn Fil
     }
 }
 
-/// Gives what a partial holds in whole records, and zeros from there on; `false` if it holds none.
-fn give_partial(
+/// Gives what a partial, or a segment in which the recovery is meant to end, holds in whole records,
+/// and zeros from there on; `false` if it holds none.
+fn give_valid_part(
     request: &Request,
     archive: &Archive,
     holdings: &Holdings,

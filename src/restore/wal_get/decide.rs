@@ -53,8 +53,16 @@ pub(super) enum Missed {
     Unknown(String),
 }
 
+/// How far recovery can go.
+pub(in crate::restore) struct Reach {
+    /// The last segment that is held without a hole before it.
+    pub(in crate::restore) last: Segment,
+    /// The first segment that is missing or only begun, and one that is held behind it.
+    pub(in crate::restore) gap: Option<(Segment, Segment)>,
+}
+
 /// What the archive's names and history files say.
-pub(super) struct Holdings {
+pub(in crate::restore) struct Holdings {
     listing: Listing,
     histories: BTreeMap<TimelineId, History>,
     nothing: String,
@@ -65,21 +73,39 @@ pub(super) fn nothing_held(archive: &Archive) -> String {
 }
 
 impl Holdings {
-    pub(super) fn new(archive: &Archive, listing: Listing) -> Result<Self, String> {
+    pub(in crate::restore) fn new(archive: &Archive, listing: Listing) -> Result<Self, ArchiveError> {
         let mut histories = BTreeMap::new();
         for tli in listing.histories() {
             match archive.history(*tli) {
                 Ok(history) => histories.insert(*tli, history),
                 // Removed since it was listed.
                 Err(ArchiveError::NoHistory(_)) => None,
-                Err(e) => return Err(e.to_string()),
+                Err(e) => return Err(e),
             };
         }
         Ok(Self { listing, histories, nothing: nothing_held(archive) })
     }
 
+    /// The names.
+    pub(in crate::restore) const fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
+    /// How far the archive goes on along `way` from `segment`, which it holds.
+    pub(in crate::restore) fn reach(&self, way: &History, segment: Segment) -> Reach {
+        let mut last = segment;
+        while self.listing.stored(last).complete {
+            let next = way.segment_at(last.end(), last.size());
+            if self.listing.stored(next) == Stored::default() {
+                return Reach { last, gap: self.later(way, next).map(|later| (next, later)) };
+            }
+            last = next;
+        }
+        Reach { last, gap: self.later(way, last).map(|later| (last, later)) }
+    }
+
     /// The way to a timeline, as far as it is known.
-    pub(super) fn route(&self, tli: TimelineId) -> History {
+    pub(in crate::restore) fn route(&self, tli: TimelineId) -> History {
         self.histories.get(&tli).cloned().unwrap_or_else(|| History::alone(tli))
     }
 

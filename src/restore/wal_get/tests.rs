@@ -314,6 +314,15 @@ fn p8_a_gap_ends_a_recovery_only_where_it_was_planned() {
     assert_eq!(at(6, 6), Outcome::Found);
     assert_eq!(at(7, 6), Outcome::Absent);
     assert_eq!(at(5, 6), Outcome::Found);
+    // In a damaged segment: what is whole before the damage.
+    let mut bytes = part(&log, 4);
+    bytes[500_000] ^= 1;
+    scene.put(&name(1, 4), &bytes);
+    unknown(&at(4, 5), "--end-at-gap");
+    assert_eq!(at(4, 4), Outcome::Found);
+    let whole = log.starts.iter().rev().find(|start| **start <= 4 * SIZE + 500_000).unwrap() - 4 * SIZE;
+    assert!(scene.got()[..whole as usize] == bytes[..whole as usize]);
+    assert!(scene.got()[whole as usize..].iter().all(|byte| *byte == 0) && scene.got().len() == bytes.len());
     scene.remove(&name(1, 5));
     unknown(&at(5, 6), "is missing");
     unknown(&scene.ask_with(&name(1, 7), |request| request.end_at_gap = Some("x".into())), "not the name");

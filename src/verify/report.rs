@@ -1,0 +1,165 @@
+//! What was found, as one document.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::repository::{BackupEntry, BackupId, Repository};
+use crate::wal::{Lsn, Pos, TimelineId};
+
+/// All verdicts.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Report {
+    version: u32,
+    /// The directory.
+    pub repository: String,
+    /// The cluster, as text, for it has more digits than many readers keep of a number.
+    pub system_identifier: String,
+    /// In the order of timeline and start.
+    pub backups: Vec<BackupReport>,
+    /// The whole archive, unless one backup was asked for.
+    pub wal: Option<WalReport>,
+}
+
+/// One backup.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct BackupReport {
+    /// Its name.
+    pub id: BackupId,
+    /// Where its WAL begins, if that is known.
+    pub start: Option<Pos>,
+    /// Exclusive end of the WAL it needs, if that is known.
+    pub stop: Option<Pos>,
+    /// Whether it can be restored.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+/// Whether a backup can be restored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It can; this was checked.
+    Usable {
+        /// What was read.
+        checked: Checked,
+    },
+    /// It cannot.
+    NotUsable {
+        /// The first thing that is wrong.
+        reason: String,
+    },
+    /// It is not complete.
+    NotSealed {
+        /// Why not.
+        reason: String,
+        /// Exclusive end of the WAL it waits for.
+        waiting_for: Option<Pos>,
+        /// Whether a process is writing it.
+        running: bool,
+    },
+}
+
+/// What a verdict rests on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Checked {
+    /// Data files that are as the server's manifest lists them.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How many of them were compared by checksum.
+    pub by_checksum: u64,
+    /// Files of the folder whose size and SHA-256 are as the seal says.
+    pub folder_files: u64,
+    /// Their bytes.
+    pub folder_bytes: u64,
+    /// Segments in which every record from start to stop was read.
+    pub segments: u64,
+    /// History files that are as the seal says.
+    pub history_files: u64,
+    /// What could not be checked.
+    pub not_checked: Vec<String>,
+}
+
+/// The archive, walked from end to end.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct WalReport {
+    /// Segments read, partials included.
+    pub segments: u64,
+    /// WAL without a hole or damage in it, oldest timeline first.
+    pub stretches: Vec<StretchReport>,
+    /// All that is wrong, in the order of the log.
+    pub problems: Vec<Problem>,
+}
+
+/// WAL in which every record follows from the one before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct StretchReport {
+    /// The timeline of its files.
+    pub timeline: TimelineId,
+    /// The first byte held.
+    pub from: Lsn,
+    /// The first byte checked; the rest of a record that began before the stretch cannot be.
+    pub checked_from: Lsn,
+    /// Exclusive end of the last whole record.
+    pub to: Lsn,
+}
+
+/// Something that recovery cannot pass.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Problem {
+    /// Whose WAL it is about.
+    pub timeline: TimelineId,
+    /// The segment, or the first of those that are missing; `None` where it is about a history file.
+    pub segment: Option<String>,
+    /// What is wrong.
+    pub what: String,
+    /// What follows from that.
+    pub consequence: String,
+}
+
+impl Report {
+    pub(super) fn new(repository: &Repository, backups: Vec<BackupReport>, wal: Option<WalReport>) -> Self {
+        let system_identifier = repository.system_id().to_string();
+        let repository = repository.dir().display().to_string();
+        Self { version: 1, repository, system_identifier, backups, wal }
+    }
+
+    /// Whether every sealed backup can be restored and the archive has no problem. Backups that are
+    /// not complete do not count against it.
+    pub fn is_good(&self) -> bool {
+        let usable = |backup: &BackupReport| !matches!(backup.verdict, Verdict::NotUsable { .. });
+        self.backups.iter().all(usable) && self.wal.as_ref().is_none_or(|wal| wal.problems.is_empty())
+    }
+}
+
+impl BackupReport {
+    pub(super) fn new(entry: &BackupEntry, verdict: Verdict) -> Self {
+        Self { id: entry.id, start: entry.start(), stop: entry.stop(), verdict }
+    }
+}
+
+impl fmt::Display for BackupReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.verdict {
+            Verdict::Usable { checked } => {
+                write!(f, "{}  USABLE      {checked}", self.id)?;
+                checked.not_checked.iter().try_for_each(|what| write!(f, "; not checked: {what}"))
+            }
+            Verdict::NotUsable { reason } => write!(f, "{}  NOT USABLE  {reason}", self.id),
+            Verdict::NotSealed { reason, .. } => write!(f, "{}  NOT SEALED  {reason}", self.id),
+        }
+    }
+}
+
+impl fmt::Display for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} files with {} bytes, {} WAL segments", self.files, self.bytes, self.segments)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "timeline {}: {}: {}", self.timeline, self.what, self.consequence)
+    }
+}
