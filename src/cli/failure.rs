@@ -9,6 +9,7 @@ use crate::disk::{DiskError, Trouble};
 use crate::receive::{Gap, ReceiveError};
 use crate::repository::{NotUsable, RepositoryError, SealError};
 use crate::restore::RestoreError;
+use crate::verify::VerifyError;
 
 /// The exit codes, which scripts rely on. (`wal-get` has its own three.)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -248,6 +249,16 @@ impl From<BackupError> for Failure {
     }
 }
 
+impl From<VerifyError> for Failure {
+    fn from(e: VerifyError) -> Self {
+        match e {
+            VerifyError::NotFound(_) => Self::error(e.to_string()).hint("walhold list shows the backups"),
+            VerifyError::Repository(e) => e.into(),
+            VerifyError::Archive(e) => e.into(),
+        }
+    }
+}
+
 impl From<RestoreError> for Failure {
     fn from(e: RestoreError) -> Self {
         let failure = Self::error(e.to_string());
@@ -258,7 +269,7 @@ impl From<RestoreError> for Failure {
             RestoreError::NotUsable(_) => {
                 failure.exit(Exit::NotUsable).hint("walhold list shows the backups; only complete ones are restored")
             }
-            RestoreError::NotProven { .. } | RestoreError::Content { .. } | RestoreError::History { .. } => failure
+            RestoreError::NotProven { .. } | RestoreError::Content { .. } => failure
                 .exit(Exit::NotUsable)
                 .hint("nothing was written that could be started; walhold verify shows which backups are usable"),
             RestoreError::Incremental(_) => failure.exit(Exit::NotUsable).hint("restore a full backup"),

@@ -9,6 +9,7 @@ mod receive;
 mod restore;
 mod signals;
 mod values;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ enum Command {
     Receive(Box<receive::Arguments>),
     Backup(Box<backup::Arguments>),
     List(list::Arguments),
+    Verify(verify::Arguments),
     Restore(Box<restore::Arguments>),
     /// Give a recovering server one file of the archive: its restore_command
     ///
@@ -73,6 +75,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Receive(arguments) => receive::run(&arguments),
         Command::Backup(arguments) => backup::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };

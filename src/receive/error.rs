@@ -147,6 +147,12 @@ impl From<WriteError> for ReceiveError {
 }
 
 impl ReceiveError {
+    /// Whether only the connection to the server is at fault, so that what was received is as durable
+    /// as it was to be.
+    pub fn is_of_connection(&self) -> bool {
+        matches!(self, Self::Ended | Self::Connect(_) | Self::Session(_) | Self::Violation(Violation::Silent(_)))
+    }
+
     /// The storage's trouble, if that is what it is.
     pub fn disk(&self) -> Option<&DiskError> {
         match self {

@@ -46,7 +46,11 @@ pub async fn receive(
             let mut upstream = match upstream.take() {
                 Some(first) => first,
                 None => {
-                    let again = Upstream::connect(&options.conninfo, &options.application_name).await?;
+                    let connecting = Upstream::connect(&options.conninfo, &options.application_name);
+                    let Some(again) = stop.run_until_cancelled(connecting).await else {
+                        return Ok(Some(Finished::Stopped));
+                    };
+                    let again = again?;
                     tell(Event::Reconnected);
                     again
                 }
@@ -58,10 +62,11 @@ pub async fn receive(
             Ok(None) => ReceiveError::Ended,
             Err(error) => error,
         };
-        if stop.is_cancelled() {
+        if stop.is_cancelled() && error.is_of_connection() {
             return Ok(Finished::Stopped);
         }
-        if !options.reconnect || !doubts.may_pass(&error, archive, tell) {
+        let again = doubts.may_ask_again(&error, archive, tell) || options.reconnect && doubts.may_pass(&error);
+        if !again {
             return Err(error);
         }
         if began.elapsed() > GOOD {
@@ -90,16 +95,12 @@ struct Doubts {
 }
 
 impl Doubts {
-    /// Whether to try again after this error.
-    fn may_pass(&mut self, error: &ReceiveError, archive: &Archive, tell: &mut impl FnMut(Event)) -> bool {
+    /// Whether the server has said for the first time what would be final, and is asked once more.
+    fn may_ask_again(&mut self, error: &ReceiveError, archive: &Archive, tell: &mut impl FnMut(Event)) -> bool {
         match error {
-            ReceiveError::Ended | ReceiveError::Violation(Violation::Silent(_)) => true,
-            ReceiveError::Connect(e) => e.is_transient(),
-            ReceiveError::Session(e) => match e.condition() {
-                Some(Condition::WalRemoved) => !std::mem::replace(&mut self.removed, true),
-                Some(Condition::InUse) => self.streamed,
-                _ => e.is_transient(),
-            },
+            ReceiveError::Session(e) if e.condition() == Some(Condition::WalRemoved) => {
+                !std::mem::replace(&mut self.removed, true)
+            }
             ReceiveError::NotValid { broken } if self.broken.is_none_or(|before| before.whole != broken.whole) => {
                 self.broken = Some(*broken);
                 if let Some(tli) = archive.list().ok().and_then(|listing| listing.newest_timeline()) {
@@ -109,8 +110,25 @@ impl Doubts {
                 }
                 true
             }
+            _ => false,
+        }
+    }
+
+    /// Whether what has happened may pass by itself.
+    fn may_pass(&self, error: &ReceiveError) -> bool {
+        match error {
+            ReceiveError::Ended | ReceiveError::Violation(Violation::Silent(_)) => true,
+            ReceiveError::Connect(e) => e.is_transient(),
+            ReceiveError::Session(e) => e.is_transient() || self.streamed && e.condition() == Some(Condition::InUse),
             ReceiveError::Ahead { standby, .. } => *standby,
             other => other.disk().is_some_and(|e| e.trouble() == Trouble::Full),
+        }
+    }
+
+    /// The writer has kept all before `received`.
+    fn passed(&mut self, received: Lsn) {
+        if self.from.is_some_and(|from| received >= from.end()) {
+            self.from = None;
         }
     }
 }
@@ -129,7 +147,8 @@ async fn session(
         tell(Event::RemoteApply);
     }
     let slot = upstream.prepare_slot(options, tell).await?;
-    let mut resumption = match doubts.from.take() {
+    let mut kept_from = slot.map_or(Lsn::ZERO, |slot| slot.lsn().min(upstream.position.lsn()));
+    let mut resumption = match doubts.from {
         Some(from) => {
             let route = upstream.fetch_histories(archive, from.tli()).await?;
             upstream.begin(archive, route, from.start_pos()).await?
@@ -141,22 +160,24 @@ async fn session(
     }
     loop {
         let start = resumption.start;
+        let held = resumption.old.map_or(start, |old| start.at(old.valid));
         if options.end.is_some_and(|end| start.lsn() > end) {
             return Ok(Some(Finished::EndPosition));
         }
-        let streamed = one_stream(upstream, resumption, options, doubts, stop, tell).await;
+        let streamed = one_stream(upstream, resumption, kept_from, options, doubts, stop, tell).await;
         let (next, old) = match streamed {
             Ok(OneStream::Finished(finished)) => return Ok(Some(finished)),
             Ok(OneStream::ServerShutdown) => return Ok(None),
             Ok(OneStream::Next(next, old)) => (next, old),
             Err(ReceiveError::Session(e)) if e.condition() == Some(Condition::WalRemoved) && doubts.removed => {
-                return Err(upstream.gap(options, start).await);
+                return Err(upstream.gap(options, held).await);
             }
             Err(e) => return Err(e),
         };
         tell(Event::TailKept(Segment::containing(start.at(next.at), archive.size())));
         resumption = upstream.follow(archive, start.tli(), old, next).await?;
         tell(Event::Switched(Pos::new(next.tli, next.at)));
+        kept_from = next.at;
     }
 }
 
@@ -171,6 +192,7 @@ enum OneStream {
 async fn one_stream(
     upstream: &mut Upstream,
     resumption: Resumption,
+    kept_from: Lsn,
     options: &Options,
     doubts: &mut Doubts,
     stop: &CancellationToken,
@@ -181,15 +203,17 @@ async fn one_stream(
         Started::Streaming => {}
         Started::TimelineEnded(next) => return Ok(OneStream::Next(next, old)),
     }
+    doubts.streamed = true;
     tell(Event::Streaming(start));
-    let mut receiver = receiver(upstream, options, start, old);
+    let mut receiver = receiver(upstream, options, start, old, kept_from);
     let mut pipe = Pipe::new(writer)?;
     let streamed = stream(&mut upstream.session, &mut receiver, &mut pipe, stop, tell).await;
     if receiver.received() > start.lsn() {
-        (doubts.streamed, doubts.removed) = (true, false);
+        doubts.removed = false;
     }
     // What the writer has to say goes before a lost connection: it may be the reason.
     pipe.close().await?;
+    doubts.passed(receiver.received());
     let received = OldEnd { valid: receiver.received(), touched: receiver.received() };
     match streamed? {
         Ended::ServerShutdown => Ok(OneStream::ServerShutdown),
@@ -207,7 +231,9 @@ async fn one_stream(
     }
 }
 
-fn receiver(upstream: &Upstream, options: &Options, start: Pos, old: Option<OldEnd>) -> Receiver {
+/// A stream's machine. `kept_from` is where the slot stands, or the timeline forked off: what comes
+/// before it has been acknowledged, and comes again because segments are received from their start.
+fn receiver(upstream: &Upstream, options: &Options, start: Pos, old: Option<OldEnd>, kept_from: Lsn) -> Receiver {
     let settings = Settings {
         synchronous: options.synchronous,
         sync_interval: options.sync_interval,
@@ -217,8 +243,8 @@ fn receiver(upstream: &Upstream, options: &Options, start: Pos, old: Option<OldE
         end: options.end,
     };
     // No session can have reported more than the server has.
-    let report_from = old.map_or(Lsn::ZERO, |old| old.touched.min(upstream.position.lsn()));
-    Receiver::new(Instant::now(), settings, start.tli(), start.lsn(), report_from)
+    let held = old.map_or(Lsn::ZERO, |old| old.touched.min(upstream.position.lsn()));
+    Receiver::new(Instant::now(), settings, start.tli(), start.lsn(), held.max(kept_from))
 }
 
 /// Waits; false if told to stop meanwhile.

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::{Event, Gap, Options, ReceiveError, Slot};
-use crate::archive::{Archive, OldEnd, Resumption};
+use crate::archive::{Archive, ArchiveError, OldEnd, Resumption};
 use crate::connection::{Conninfo, Purpose, Session, SlotAnswer};
 use crate::protocol::{Condition, NextTimeline, Retention, SlotKind, SlotName, SlotState};
 use crate::wal::{History, Lsn, Pos, Segment, SegmentSize, TimelineId};
@@ -168,18 +170,18 @@ impl Upstream {
         if held > self.position.tli() {
             return Err(ReceiveError::OtherHistory { held, server: self.position.tli() });
         }
-        let route = self.fetch_histories(archive, self.position.tli()).await?;
-        let Some(switch) = route.switch_from(held) else {
+        let histories = self.ask_histories(self.position.tli()).await?;
+        let Some(switch) = histories.route.switch_from(held) else {
             return Err(ReceiveError::OtherHistory { held, server: self.position.tli() });
         };
         if resumption.start.lsn() < switch.at {
-            let _own = self.fetch_histories(archive, held).await?;
+            store(archive, histories).await?;
             return Ok(resumption);
         }
-        let next = NextTimeline { tli: route.after(held), at: switch.at };
+        let next = NextTimeline { tli: histories.route.after(held), at: switch.at };
         let old = resumption.old;
         drop(resumption);
-        self.follow(archive, held, old, next).await
+        self.go_over(archive, held, old, next, histories).await
     }
 
     /// Opens the archive on the timeline that follows the one held.
@@ -190,8 +192,20 @@ impl Upstream {
         old: Option<OldEnd>,
         next: NextTimeline,
     ) -> Result<Resumption, ReceiveError> {
-        let route = self.fetch_histories(archive, next.tli).await?;
-        if route.switch_from(from).is_none_or(|switch| switch.at != next.at) {
+        let histories = self.ask_histories(next.tli).await?;
+        self.go_over(archive, from, old, next, histories).await
+    }
+
+    /// Nothing is written before all that the server says has been found to fit.
+    async fn go_over(
+        &self,
+        archive: &Archive,
+        from: TimelineId,
+        old: Option<OldEnd>,
+        next: NextTimeline,
+        histories: Histories,
+    ) -> Result<Resumption, ReceiveError> {
+        if histories.route.switch_from(from).is_none_or(|switch| switch.at != next.at) {
             return Err(ReceiveError::NextTimeline(next.tli));
         }
         // A standby is promoted a little behind its primary; much further behind it is another past.
@@ -200,6 +214,7 @@ impl Upstream {
         {
             return Err(ReceiveError::ForkedBefore { from, to: next.tli, at: next.at, held });
         }
+        let route = store(archive, histories).await?;
         self.begin(archive, route, Pos::new(next.tli, next.at)).await
     }
 
@@ -210,15 +225,22 @@ impl Upstream {
         archive: &Archive,
         tli: TimelineId,
     ) -> Result<History, ReceiveError> {
+        let histories = self.ask_histories(tli).await?;
+        store(archive, histories).await
+    }
+
+    async fn ask_histories(&mut self, tli: TimelineId) -> Result<Histories, ReceiveError> {
         if tli == TimelineId::FIRST {
-            return Ok(History::first());
+            return Ok(Histories { route: History::first(), files: Vec::new() });
         }
         let content = self.session.timeline_history(tli).await?;
-        let history = History::parse(tli, &content).map_err(|_| ReceiveError::NextTimeline(tli))?;
-        for ancestor in history.switches().iter().map(|switch| switch.from) {
+        let parse = |tli, content: &Bytes| History::parse(tli, content).map_err(|_| ReceiveError::NextTimeline(tli));
+        let route = parse(tli, &content)?;
+        let mut files = Vec::new();
+        for ancestor in route.switches().iter().map(|switch| switch.from) {
             if ancestor != TimelineId::FIRST {
                 match self.session.timeline_history(ancestor).await {
-                    Ok(content) => drop(store(archive, ancestor, content).await?),
+                    Ok(content) => files.push((parse(ancestor, &content)?, content)),
                     // Servers remove nothing here, but a restored one may lack those of long ago.
                     Err(e) if e.condition() == Some(Condition::WalRemoved) => {
                         tracing::warn!("the server has no history file of timeline {ancestor}");
@@ -227,7 +249,8 @@ impl Upstream {
                 }
             }
         }
-        store(archive, tli, content).await
+        files.push((route.clone(), content));
+        Ok(Histories { route, files })
     }
 
     /// What is missing, once the server has said that it does not have it.
@@ -241,9 +264,33 @@ impl Upstream {
     }
 }
 
-async fn store(archive: &Archive, tli: TimelineId, content: bytes::Bytes) -> Result<History, ReceiveError> {
+/// A timeline's history, and the files that tell it: those of its ancestors, and its own last.
+struct Histories {
+    route: History,
+    files: Vec<(History, Bytes)>,
+}
+
+/// Keeps history files. A timeline of which WAL is held has one past and no other.
+async fn store(archive: &Archive, histories: Histories) -> Result<History, ReceiveError> {
     let archive = archive.clone();
-    Ok(blocking(move || archive.store_history(tli, &content)).await?)
+    let Histories { route, files } = histories;
+    blocking(move || {
+        let held = archive.list()?.timelines();
+        for (history, _) in files.iter().filter(|(history, _)| held.contains(&history.tli())) {
+            match archive.history(history.tli()) {
+                Ok(ours) if ours != *history => {
+                    return Err(ReceiveError::OtherHistory { held: ours.tli(), server: route.tli() });
+                }
+                Ok(_) | Err(ArchiveError::NoHistory(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        for (history, content) in files {
+            archive.store_history(history.tli(), &content)?;
+        }
+        Ok(route)
+    })
+    .await
 }
 
 /// Whether the stretch that the archive ends with goes up to the island's first segment.

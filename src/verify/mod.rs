@@ -8,7 +8,7 @@ mod wal;
 
 use thiserror::Error;
 
-pub use report::{BackupReport, Checked, Problem, Report, StretchReport, Verdict, WalReport};
+pub use report::{BackupReport, Checked, Problem, ProblemKind, Report, StretchReport, Verdict, WalReport};
 
 use crate::archive::ArchiveError;
 use crate::image::TarEvent;

@@ -110,12 +110,25 @@ pub struct StretchReport {
 pub struct Problem {
     /// Whose WAL it is about.
     pub timeline: TimelineId,
+    /// Whether something is not there, or not right.
+    pub kind: ProblemKind,
     /// The segment, or the first of those that are missing; `None` where it is about a history file.
     pub segment: Option<String>,
     /// What is wrong.
     pub what: String,
     /// What follows from that.
     pub consequence: String,
+}
+
+/// What is wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProblemKind {
+    /// WAL between two stretches is not there. That is as it should be between two backups that
+    /// each brought their own WAL; elsewhere recovery ends there.
+    Hole,
+    /// A file is not valid.
+    Damage,
 }
 
 impl Report {
@@ -125,11 +138,13 @@ impl Report {
         Self { version: 1, repository, system_identifier, backups, wal }
     }
 
-    /// Whether every sealed backup can be restored and the archive has no problem. Backups that are
-    /// not complete do not count against it.
+    /// Whether every sealed backup can be restored and nothing in the archive is damaged. Backups that
+    /// are not complete do not count against it, nor do holes: they are told, and a backup that needs
+    /// what is missing is not usable.
     pub fn is_good(&self) -> bool {
         let usable = |backup: &BackupReport| !matches!(backup.verdict, Verdict::NotUsable { .. });
-        self.backups.iter().all(usable) && self.wal.as_ref().is_none_or(|wal| wal.problems.is_empty())
+        let sound = |wal: &WalReport| wal.problems.iter().all(|problem| problem.kind == ProblemKind::Hole);
+        self.backups.iter().all(usable) && self.wal.as_ref().is_none_or(sound)
     }
 }
 

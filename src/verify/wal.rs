@@ -1,6 +1,6 @@
 //! Every record of every segment of the archive.
 
-use super::{Problem, StretchReport, VerifyError, VerifyEvent, WalReport};
+use super::{Problem, ProblemKind, StretchReport, VerifyError, VerifyEvent, WalReport};
 use crate::archive::{Archive, ArchiveError, Listing};
 use crate::disk::Access;
 use crate::wal::{Chain, History, HistoryFile, Lsn, Pos, Seed, Segment, TimelineId};
@@ -12,7 +12,13 @@ pub(super) fn verify_wal(archive: &Archive, tell: &mut impl FnMut(VerifyEvent)) 
         let history = match archive.history(tli) {
             Ok(history) => history,
             Err(e) => {
-                report.problem(tli, None, history_fault(tli, &e), "recovery cannot go along this timeline".to_owned());
+                report.problem(
+                    ProblemKind::Damage,
+                    tli,
+                    None,
+                    history_fault(tli, &e),
+                    "recovery cannot go along this timeline".to_owned(),
+                );
                 History::alone(tli)
             }
         };
@@ -21,7 +27,13 @@ pub(super) fn verify_wal(archive: &Archive, tell: &mut impl FnMut(VerifyEvent)) 
     }
     for tli in listing.histories().iter().filter(|tli| listing.last_of(**tli).is_none()) {
         if let Err(e) = archive.history(*tli) {
-            report.problem(*tli, None, history_fault(*tli, &e), "recovery cannot go along this timeline".to_owned());
+            report.problem(
+                ProblemKind::Damage,
+                *tli,
+                None,
+                history_fault(*tli, &e),
+                "recovery cannot go along this timeline".to_owned(),
+            );
         }
     }
     Ok(report)
@@ -44,11 +56,11 @@ fn junction(listing: &Listing, history: &History, archive: &Archive, report: &mu
     let consequence = || format!("backups of timeline {} cannot be recovered along timeline {tli}", fork.from);
     if parents_end.no() < forks_in.no() {
         let last = forks_in.previous().unwrap_or(forks_in).on(fork.from);
-        report.problem(tli, Some(parents_end), missing(parents_end, last), consequence());
+        report.problem(ProblemKind::Hole, tli, Some(parents_end), missing(parents_end, last), consequence());
     }
     if first.no() > forks_in.no() {
         let last = first.previous().unwrap_or(first);
-        report.problem(tli, Some(forks_in), missing(forks_in, last), consequence());
+        report.problem(ProblemKind::Hole, tli, Some(forks_in), missing(forks_in, last), consequence());
     }
 }
 
@@ -61,8 +73,15 @@ fn missing(first: Segment, last: Segment) -> String {
 }
 
 impl WalReport {
-    fn problem(&mut self, timeline: TimelineId, segment: Option<Segment>, what: String, consequence: String) {
-        self.problems.push(Problem { timeline, segment: segment.map(Segment::name), what, consequence });
+    fn problem(
+        &mut self,
+        kind: ProblemKind,
+        timeline: TimelineId,
+        segment: Option<Segment>,
+        what: String,
+        consequence: String,
+    ) {
+        self.problems.push(Problem { timeline, kind, segment: segment.map(Segment::name), what, consequence });
     }
 }
 
@@ -83,7 +102,7 @@ impl Walk<'_> {
             if let Some(before) = before.filter(|before| before.next() != segment) {
                 self.end_stretch();
                 let last = segment.previous().unwrap_or(segment);
-                self.hole(before.next(), missing(before.next(), last));
+                self.ends_at(ProblemKind::Hole, before.next(), missing(before.next(), last));
             }
             tell(VerifyEvent::Segment(segment));
             self.report.segments += 1;
@@ -91,7 +110,7 @@ impl Walk<'_> {
             if !stored.complete && !is_last {
                 self.segment(segment, false);
                 self.end_stretch();
-                self.hole(segment, format!("segment {segment} is incomplete"));
+                self.ends_at(ProblemKind::Hole, segment, format!("segment {segment} is incomplete"));
             } else {
                 self.segment(segment, stored.complete);
             }
@@ -100,11 +119,11 @@ impl Walk<'_> {
         self.end_stretch();
     }
 
-    fn hole(&mut self, first: Segment, what: String) {
+    fn ends_at(&mut self, kind: ProblemKind, first: Segment, what: String) {
         let ended = self.report.stretches.last().filter(|stretch| stretch.timeline == first.tli());
         let to = ended.map_or_else(|| first.start(), |stretch| stretch.to);
         let consequence = format!("recovery from a backup that starts before it ends at {to}");
-        self.report.problem(first.tli(), Some(first), what, consequence);
+        self.report.problem(kind, first.tli(), Some(first), what, consequence);
     }
 
     fn segment(&mut self, segment: Segment, complete: bool) {
@@ -120,7 +139,7 @@ impl Walk<'_> {
         self.chain = Some((from, chain));
         if let Some(fault) = fault {
             self.end_stretch();
-            self.hole(segment, format!("segment {segment} is damaged: {fault}"));
+            self.ends_at(ProblemKind::Damage, segment, format!("segment {segment} is damaged: {fault}"));
         }
     }
 

@@ -686,7 +686,7 @@ impl Run {
         }
     }
 
-    fn run(schedule: &Schedule, extra: Option<Duration>) -> Self {
+    fn through(schedule: &Schedule, extra: Option<Duration>) -> Self {
         let mut run = Self::new(schedule);
         let mut sent = 0;
         for happens in &schedule.happens {
@@ -747,7 +747,7 @@ proptest! {
 
     #[test]
     fn whatever_happens_the_promises_hold(schedule in schedules()) {
-        let run = Run::run(&schedule, None);
+        let run = Run::through(&schedule, None);
         let received = run.bench.receiver.received() - Lsn::new(START);
         let ends = run.done.iter().filter(|(_, action)| matches!(action, Action::End(_))).count();
         let passed = schedule.settings.end.is_some_and(|end| run.bench.receiver.received() > end);
@@ -773,8 +773,8 @@ proptest! {
     /// The deadline names everything that is due: looking more often changes nothing.
     #[test]
     fn a_driver_that_steps_at_deadlines_alone_misses_nothing(schedule in schedules(), extra in 1..60_u64) {
-        let lazy = Run::run(&schedule, None);
-        let eager = Run::run(&schedule, Some(MS * extra as u32));
+        let lazy = Run::through(&schedule, None);
+        let eager = Run::through(&schedule, Some(MS * extra as u32));
         prop_assert_eq!(lazy.done, eager.done);
     }
 }

@@ -1,0 +1,121 @@
+//! `walhold verify`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{Exit, Failure};
+use crate::disk::Real;
+use crate::repository::{BackupId, Repository};
+use crate::verify::{ProblemKind, Report, Verdict, VerifyEvent, WalReport, verify};
+
+/// Repeat the proof from the bytes on disk: one verdict a backup, and the whole archive walked; writes nothing
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// One backup alone, as walhold list names it
+    backup: Option<BackupId>,
+    /// Repository
+    #[arg(long, value_name = "DIR", env = "WALHOLD_REPO")]
+    repo: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let repository = Repository::open(&arguments.repo, Arc::new(Real::new()))?;
+    let mut teller = Teller::new();
+    let report = verify(&repository, arguments.backup, &mut |event| teller.tell(event));
+    teller.bar.finish_and_clear();
+    let report = report?;
+    if arguments.json {
+        super::print_json(&report)?;
+    } else {
+        print(&report);
+    }
+    verdict(&report, arguments.backup)
+}
+
+fn print(report: &Report) {
+    for backup in &report.backups {
+        println!("{backup}");
+    }
+    if report.backups.is_empty() {
+        println!("no backups");
+    }
+    if let Some(wal) = &report.wal {
+        print_wal(wal);
+    }
+}
+
+fn print_wal(wal: &WalReport) {
+    for stretch in &wal.stretches {
+        println!("WAL of timeline {}  {} to {}, every record read", stretch.timeline, stretch.from, stretch.to);
+    }
+    if wal.stretches.is_empty() {
+        println!("no WAL");
+    }
+    for problem in &wal.problems {
+        let word = match problem.kind {
+            ProblemKind::Hole => "gap",
+            ProblemKind::Damage => "DAMAGE",
+        };
+        println!("{word}  {problem}");
+    }
+}
+
+/// A backup that was asked for by name must be usable; otherwise one that waits for its WAL is none
+/// yet, and does not count.
+fn verdict(report: &Report, asked: Option<BackupId>) -> Result<(), Failure> {
+    let unusable = report.backups.iter().filter(|backup| match backup.verdict {
+        Verdict::Usable { .. } => false,
+        Verdict::NotUsable { .. } => true,
+        Verdict::NotSealed { .. } => asked.is_some(),
+    });
+    let unusable = unusable.count();
+    let damaged = report
+        .wal
+        .as_ref()
+        .map_or(0, |wal| wal.problems.iter().filter(|problem| problem.kind == ProblemKind::Damage).count());
+    if unusable == 0 && damaged == 0 {
+        return Ok(());
+    }
+    let failure = Failure::error(match (unusable, damaged) {
+        (0, _) => "the WAL in the archive is damaged".to_owned(),
+        (1, _) => "1 backup is not usable".to_owned(),
+        (n, _) => format!("{n} backups are not usable"),
+    });
+    Err(failure.exit(Exit::NotUsable).hint("take a new backup; what is listed as USABLE can be restored"))
+}
+
+/// Progress on a terminal.
+struct Teller {
+    bar: ProgressBar,
+}
+
+impl Teller {
+    fn new() -> Self {
+        Self { bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5)) }
+    }
+
+    fn tell(&mut self, event: VerifyEvent) {
+        match event {
+            VerifyEvent::Backup(id) => self.style("{msg} {wide_bar} {percent}% {bytes}/{total_bytes}", format!("{id}")),
+            VerifyEvent::Files { done, total } => {
+                self.bar.set_length(total);
+                self.bar.set_position(done);
+            }
+            VerifyEvent::Verdict(_) => self.bar.reset(),
+            VerifyEvent::Segment(segment) => self.style("WAL {msg}", segment.name()),
+        }
+    }
+
+    fn style(&self, template: &str, message: String) {
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
+        self.bar.set_message(message);
+    }
+}
