@@ -22,6 +22,7 @@ pub(crate) fn power_cut(room: &Room) -> Outcome {
     Load::prepare(&primary);
     primary.rows("checkpoint"); // from here on, pages go into the WAL whole, and segments end
     let wal = room.path("wal");
+    room.make_dir(&wal);
     primary.rows("select pg_create_physical_replication_slot('s', true)");
     primary.require_standby("walhold");
     let load = Load::start(&primary, 2);
