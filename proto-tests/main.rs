@@ -6,8 +6,11 @@
 )]
 
 mod captured;
+mod crash;
 mod hostile;
 mod login;
 mod scram;
 mod server;
 mod session;
+#[allow(unreachable_pub, reason = "shared with the tests beside the code")]
+mod wal;
