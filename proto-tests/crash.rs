@@ -122,7 +122,7 @@ fn p1_a_complete_segment_is_gone_over() {
 
 /// A receiver after a power cut, told about the record as before if it still has the wrong bit.
 fn gone_over(image: &Simulated, server: &Server, acked: Option<walhold::wal::Pos>) -> Result<(), String> {
-    world::holds(image, server, acked.unwrap_or(at(START)))?;
+    world::holds(image, server, acked.unwrap_or_else(|| at(START)))?;
     let end = server.end_pos();
     let log = server.log(end.tli());
     let resumed = archive(image).resume().map_err(|e| e.to_string())?.ok_or("nothing is held")?;
