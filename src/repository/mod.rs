@@ -194,7 +194,12 @@ impl Repository {
         now: Timestamp,
     ) -> Result<Self, RepositoryError> {
         match Self::open(dir, Arc::clone(&disk)) {
-            Ok(repository) => repository.check(system_id, size).map(|()| repository),
+            Ok(repository) => {
+                repository.check(system_id, size)?;
+                // Whoever made it may have been killed before its identity was durable.
+                let _names = repository.disk.sync_dir(dir)?;
+                Ok(repository)
+            }
             Err(RepositoryError::NoSuchDirectory(_) | RepositoryError::NotARepository(_)) => {
                 Self::create(dir, disk, system_id, size, group, now)
             }
