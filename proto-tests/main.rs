@@ -10,6 +10,7 @@ mod captured;
 mod crash;
 mod hostile;
 mod login;
+mod receive;
 mod scram;
 mod server;
 mod session;

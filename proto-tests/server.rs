@@ -42,6 +42,14 @@ impl Server {
         Self { address: format!("host=127.0.0.1 port={port}"), task }
     }
 
+    /// Serves as many connections as the script takes in.
+    pub(crate) async fn serve<F: Future<Output = ()> + Send>(script: impl FnOnce(Door) -> F + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let task = tokio::spawn(async move { script(Door { listener }).await });
+        Self { address: format!("host=127.0.0.1 port={port}"), task }
+    }
+
     /// Serves one connection at a Unix socket in `folder`.
     pub(crate) fn start_unix<F: Future<Output = ()> + Send>(
         folder: &Path,
@@ -78,6 +86,18 @@ impl Server {
         if let Err(error) = self.task.await {
             std::panic::resume_unwind(error.into_panic());
         }
+    }
+}
+
+/// Where connections come in.
+pub(crate) struct Door {
+    listener: TcpListener,
+}
+
+impl Door {
+    /// The next connection.
+    pub(crate) async fn next(&mut self) -> Peer {
+        Peer::accept(&self.listener).await
     }
 }
 
@@ -153,6 +173,17 @@ impl Peer {
         let body = self.read(len).await;
         assert_eq!(char::from(got), char::from(tag), "{:?}", String::from_utf8_lossy(&body));
         body
+    }
+
+    /// A message and its type; `None` if the client has hung up, perhaps after a goodbye.
+    pub(crate) async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
+        let mut tag = [0];
+        if self.socket().read(&mut tag).await.unwrap_or(0) == 0 {
+            return None;
+        }
+        let len = self.read_length().await;
+        let body = self.read(len).await;
+        (tag != *b"X").then_some((tag[0], body))
     }
 
     /// This command.

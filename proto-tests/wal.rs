@@ -6,6 +6,7 @@
 const PAGE: u64 = 8192;
 
 /// A log from the start of a segment on.
+#[derive(Clone)]
 pub struct Log {
     /// Address of the first byte.
     pub start: u64,

@@ -148,13 +148,19 @@ impl Upstream {
     async fn join(&mut self, archive: &Archive, resumption: Resumption) -> Result<Resumption, ReceiveError> {
         let held = resumption.start.tli();
         if held == self.position.tli() {
-            return match resumption.old {
-                Some(old) if old.valid > self.position.lsn() => {
-                    let (held, server) = (self.position.at(old.valid), self.position);
-                    Err(ReceiveError::Ahead { held, server, standby: self.standby == Some(true) })
-                }
-                _ => Ok(resumption),
+            if let Some(old) = resumption.old.filter(|old| old.valid > self.position.lsn()) {
+                let (held, server) = (self.position.at(old.valid), self.position);
+                return Err(ReceiveError::Ahead { held, server, standby: self.standby == Some(true) });
+            }
+            // Another receiver, whose folder this was, may not have kept it.
+            let history = {
+                let archive = archive.clone();
+                blocking(move || archive.history(held)).await
             };
+            if let Err(ArchiveError::NoHistory(_)) = history {
+                self.fetch_histories(archive, held).await?;
+            }
+            return Ok(resumption);
         }
         if held > self.position.tli() {
             return Err(ReceiveError::OtherHistory { held, server: self.position.tli() });

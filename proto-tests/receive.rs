@@ -1,0 +1,1489 @@
+//! Receiving as a whole: real sockets and a real folder, against a server that follows a script and
+//! sends WAL made by hand.
+
+#![allow(clippy::disallowed_methods, reason = "the folder is set up and looked at from outside")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use walhold::archive::{Archive, ResumeError};
+use walhold::disk::Real;
+use walhold::protocol::{Condition, SlotName};
+use walhold::receive::{Event, Finished, Options, ReceiveError, Slot, Upstream, Violation, receive};
+use walhold::wal::{Lsn, Pos, SegmentSize, TimelineId};
+
+use super::server::{
+    Door, Peer, Server, authentication, columns, complete, conninfo, copy_both, copy_done, error, keepalive, parameter,
+    ready, row, single_row, wal,
+};
+use super::wal::Log;
+
+const SIZE: u64 = 1 << 20;
+const START: u64 = 3 * SIZE;
+const SYSTEM: u64 = 77;
+/// No test takes so long unless something hangs.
+const LIMIT: Duration = Duration::from_secs(40);
+/// How long a script may take when the client has ended.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(5);
+/// The server's messages are as large as this at most.
+const PIECE: usize = 128 << 10;
+
+fn tli(id: u32) -> TimelineId {
+    TimelineId::new(id).unwrap()
+}
+
+fn pos(lsn: u64) -> Pos {
+    Pos::new(tli(1), Lsn::new(lsn))
+}
+
+fn slot() -> SlotName {
+    "walhold".parse().unwrap()
+}
+
+/// A log with records of up to 3,000 bytes that ends behind `upto`.
+fn log_to(upto: u64) -> Log {
+    let mut log = Log::new(START, SIZE, 1, SYSTEM);
+    extend(&mut log, upto, 1);
+    log
+}
+
+fn extend(log: &mut Log, upto: u64, seed: usize) {
+    let mut n = seed;
+    while log.at() < upto {
+        log.record(10, 0, &vec![n as u8 | 1; n * 7 % 3000 + 1]);
+        n += 1;
+    }
+}
+
+/// Flips a bit in the record that begins at `start`.
+fn flipped(log: &Log, start: u64, offset: u64) -> Log {
+    let mut bad = log.clone();
+    bad.bytes[(start + offset - log.start) as usize] ^= 4;
+    bad
+}
+
+/// What the server says of itself.
+#[derive(Clone, Copy)]
+struct Node {
+    version: &'static str,
+    system: u64,
+    tli: u32,
+    at: u64,
+    segment: &'static str,
+    timeout: &'static str,
+    standby: bool,
+}
+
+const NODE: Node =
+    Node { version: "17.2", system: SYSTEM, tli: 1, at: START, segment: "1MB", timeout: "1min", standby: false };
+
+impl Node {
+    /// Whose log ends where `log` does.
+    fn with(log: &Log) -> Self {
+        Self { at: log.at(), ..NODE }
+    }
+}
+
+fn text(lsn: u64) -> String {
+    Lsn::new(lsn).to_string()
+}
+
+/// A status from the client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Told {
+    write: u64,
+    flush: u64,
+    ask: bool,
+}
+
+impl Told {
+    fn read(body: &[u8]) -> Self {
+        assert_eq!((body.len(), body[0]), (34, b'r'));
+        let number = |at| u64::from_be_bytes(body[at..at + 8].try_into().unwrap());
+        assert_eq!(number(17), 0, "apply");
+        Self { write: number(1), flush: number(9), ask: body[33] != 0 }
+    }
+}
+
+impl Peer {
+    /// Lets the client in and answers what every session begins with.
+    async fn introduce(&mut self, node: &Node) {
+        self.expect_startup().await;
+        let admitted = [
+            authentication(0, b""),
+            parameter("server_version", node.version),
+            parameter("integer_datetimes", "on"),
+            parameter("in_hot_standby", if node.standby { "on" } else { "off" }),
+            ready(),
+        ];
+        self.send_all(admitted).await;
+        let (system, id, at) = (node.system.to_string(), node.tli.to_string(), text(node.at));
+        self.answer("IDENTIFY_SYSTEM", single_row(&[Some(&system), Some(&id), Some(&at), None])).await;
+        self.answer("SHOW \"wal_segment_size\"", single_row(&[Some(node.segment)])).await;
+        self.answer("SHOW \"wal_sender_timeout\"", single_row(&[Some(node.timeout)])).await;
+        self.answer("SHOW \"data_directory_mode\"", single_row(&[Some("0700")])).await;
+    }
+
+    async fn answer(&mut self, command: &str, answer: Vec<u8>) {
+        self.expect_query(command).await;
+        self.send(answer).await;
+    }
+
+    /// Answers an SQL session's question where the slot is.
+    async fn answer_slot_query(mut self, version: &str, answer: Vec<u8>) {
+        self.log_in(version).await;
+        self.answer("select restart_lsn from pg_replication_slots where slot_name = 'walhold'", answer).await;
+        self.expect_close().await;
+    }
+
+    /// Begins a stream, and takes the greeting.
+    async fn stream(&mut self, slot: bool, at: u64, tli: u32) {
+        self.expect_query(&start_command(slot, at, tli)).await;
+        self.send(copy_both()).await;
+        assert_eq!(self.status().await, Told { write: at, flush: 0, ask: false });
+    }
+
+    async fn send_log(&mut self, log: &Log, from: u64, to: u64) {
+        let mut at = from;
+        for piece in log.bytes[(from - log.start) as usize..(to - log.start) as usize].chunks(PIECE) {
+            self.send(wal(at, piece)).await;
+            at += piece.len() as u64;
+        }
+    }
+
+    async fn status(&mut self) -> Told {
+        Told::read(&self.expect(b'd').await)
+    }
+
+    /// Takes statuses until one reports `flush`, and sees that none reports more, or less than one
+    /// before it.
+    async fn flushed(&mut self, flush: u64) -> Vec<Told> {
+        let mut all = vec![self.status().await];
+        while all[all.len() - 1].flush != flush {
+            all.push(self.status().await);
+        }
+        assert!(all.is_sorted_by_key(|told| told.flush) && all.is_sorted_by_key(|told| told.write), "{all:?}");
+        assert!(all.iter().all(|told| told.flush <= told.write));
+        all
+    }
+
+    /// Takes statuses until the client is gone; none may report more than `most` as durable.
+    async fn flushes_until_close(mut self, most: u64) {
+        while let Some((tag, body)) = self.next().await {
+            assert_eq!(tag, b'd');
+            let told = Told::read(&body);
+            assert!(told.flush <= most, "{told:?} reports more than {most}");
+        }
+    }
+
+    /// Takes statuses until the client's CopyDone.
+    async fn expect_copy_done(&mut self) {
+        loop {
+            match self.next().await {
+                Some((b'c', _)) => return,
+                Some((b'd', _)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// The client ends the stream, and the server agrees.
+    async fn end_by_client(mut self) {
+        self.expect_copy_done().await;
+        self.send_all([copy_done(), complete("START_STREAMING"), complete("START_REPLICATION"), ready()]).await;
+        self.expect_close().await;
+    }
+
+    /// The server ends the timeline, which goes on in `next`.
+    async fn end_timeline(&mut self, next: u32, at: u64) {
+        self.send(copy_done()).await;
+        self.expect_copy_done().await;
+        self.send(next_timeline(next, at)).await;
+    }
+}
+
+fn start_command(slot: bool, at: u64, tli: u32) -> String {
+    let slot = if slot { "SLOT \"walhold\" " } else { "" };
+    format!("START_REPLICATION {slot}PHYSICAL {} TIMELINE {tli}", text(at))
+}
+
+fn next_timeline(next: u32, at: u64) -> Vec<u8> {
+    let values = [Some(next.to_string()), Some(text(at))];
+    let values: Vec<_> = values.iter().map(Option::as_deref).collect();
+    let ends = [complete("START_STREAMING"), complete("START_REPLICATION"), ready()].concat();
+    [columns(2), row(&values), ends].concat()
+}
+
+fn history(content: &str) -> Vec<u8> {
+    [columns(2), row(&[Some("x"), Some(content)]), complete("TIMELINE_HISTORY"), ready()].concat()
+}
+
+fn refused(sqlstate: &str, text: &str) -> Vec<u8> {
+    [error("ERROR", sqlstate, text), ready()].concat()
+}
+
+fn removed() -> Vec<u8> {
+    refused("58P01", "requested WAL segment has already been removed")
+}
+
+fn slot_at(restart: u64) -> Vec<u8> {
+    single_row(&[Some("physical"), Some(&text(restart)), Some("1")])
+}
+
+const READ_SLOT: &str = "READ_REPLICATION_SLOT \"walhold\"";
+
+/// A folder, and a receiver that writes into it.
+struct Client {
+    folder: tempfile::TempDir,
+    system: Option<u64>,
+    options: Options,
+    stop: CancellationToken,
+}
+
+/// How receiving ended, and what it told.
+struct Ran {
+    result: Result<Finished, ReceiveError>,
+    events: Vec<Event>,
+}
+
+impl Ran {
+    fn error(self) -> ReceiveError {
+        match self.result {
+            Err(error) => error,
+            Ok(finished) => panic!("{finished:?} after {:?}", self.events),
+        }
+    }
+
+    #[track_caller]
+    fn stopped(&self) {
+        assert!(matches!(self.result, Ok(Finished::Stopped)), "{:?}", self.result);
+    }
+
+    fn disconnections(&self) -> usize {
+        self.events.iter().filter(|event| matches!(event, Event::Disconnected { .. })).count()
+    }
+
+    fn asked_again(&self) -> Option<String> {
+        self.events.iter().find_map(|event| match event {
+            Event::Again { from, .. } => Some(from.name()),
+            _ => None,
+        })
+    }
+}
+
+impl Client {
+    fn new() -> Self {
+        let options = Options {
+            conninfo: conninfo("host=nowhere user=tester", None),
+            application_name: "walhold".into(),
+            slot: Slot::None,
+            synchronous: true,
+            sync_interval: Duration::from_millis(20),
+            status_interval: None,
+            end: None,
+            reconnect: true,
+            island: None,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        Self { folder, system: Some(SYSTEM), options, stop: CancellationToken::new() }
+    }
+
+    fn with_slot() -> Self {
+        let mut client = Self::new();
+        client.options.slot = Slot::Existing(slot());
+        client
+    }
+
+    /// One whose folder holds the log up to `upto`.
+    fn holding(self, log: &Log, upto: u64) -> Self {
+        self.holding_on(1, log, upto)
+    }
+
+    fn holding_on(self, id: u32, log: &Log, upto: u64) -> Self {
+        let mut at = log.start;
+        while at < upto {
+            let bytes = &log.bytes[(at - log.start) as usize..(upto.min(at + SIZE) - log.start) as usize];
+            let partial = if upto < at + SIZE { ".partial" } else { "" };
+            let mut content = bytes.to_vec();
+            content.resize(SIZE as usize, 0);
+            fs::write(self.path(&format!("{id:08X}{:016X}{partial}", at / SIZE)), content).unwrap();
+            at += SIZE;
+        }
+        self
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    /// Names and contents, in order.
+    fn files(&self) -> Vec<(String, Vec<u8>)> {
+        let names = fs::read_dir(self.folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut files: Vec<_> = names.map(|name| (name.clone(), self.read(&name))).collect();
+        files.sort();
+        files
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.files().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// What is held of a timeline is `log`, up to `end`.
+    #[track_caller]
+    fn assert_holds(&self, id: u32, log: &Log, from: u64, end: u64) {
+        let mut at = from;
+        while at < end {
+            let partial = if end < at + SIZE { ".partial" } else { "" };
+            let name = format!("{id:08X}{:016X}{partial}", at / SIZE);
+            let bytes = self.read(&name);
+            assert_eq!(bytes.len() as u64, SIZE);
+            let n = (end - at).min(SIZE) as usize;
+            let offset = (at - log.start) as usize;
+            assert!(bytes[..n] == log.bytes[offset..offset + n], "{name} differs");
+            at += SIZE;
+        }
+    }
+
+    async fn run(&mut self, server: Server) -> Ran {
+        self.options.conninfo = server.conninfo("sslmode=disable");
+        let size = SegmentSize::new(SIZE).unwrap();
+        let archive = Archive::new(self.folder.path().to_owned(), Arc::new(Real::new()), size, self.system, 0o600);
+        let mut events = Vec::new();
+        let receiving = async {
+            let upstream = Upstream::connect(&self.options.conninfo, "walhold").await.unwrap();
+            receive(upstream, &archive, &self.options, &self.stop, &mut |event| events.push(event)).await
+        };
+        let mut script = Box::pin(server.finish());
+        // A script that fails ends the test at once.
+        let ended = async {
+            tokio::pin!(receiving);
+            tokio::select! {
+                result = &mut receiving => {
+                    let left = timeout(SCRIPT_LIMIT, &mut script).await;
+                    left.unwrap_or_else(|_| panic!("the script waits for more after {result:?}"));
+                    result
+                }
+                () = &mut script => receiving.await,
+            }
+        };
+        let result = timeout(LIMIT, ended).await.expect("the client goes on for ever");
+        Ran { result, events }
+    }
+
+    /// Runs against a script that may stop the client.
+    async fn against<F: Future<Output = ()> + Send>(
+        &mut self,
+        script: impl FnOnce(Door, CancellationToken) -> F + Send + 'static,
+    ) -> Ran {
+        let stop = self.stop.clone();
+        let server = Server::serve(move |door| script(door, stop)).await;
+        self.run(server).await
+    }
+}
+
+// Where to start.
+
+#[tokio::test]
+async fn a_missing_slot_is_made_with_reserved_wal_and_begun_at() {
+    let log = log_to(START + 200_000);
+    let mut client = Client::new();
+    client.options.slot = Slot::Ensured(slot());
+    let (sent, node) = (log.clone(), Node { at: START + 3 * SIZE, ..NODE });
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, single_row(&[None, None, None])).await;
+            let made = single_row(&[Some("walhold"), Some("0/0"), None, None]);
+            peer.answer("CREATE_REPLICATION_SLOT \"walhold\" PHYSICAL (RESERVE_WAL)", made).await;
+            peer.answer(READ_SLOT, slot_at(START + 5000)).await;
+            peer.stream(true, START, 1).await;
+            peer.send_log(&sent, START, sent.at()).await;
+            // A slot is not moved back.
+            let told = peer.flushed(sent.at()).await;
+            assert!(told.iter().all(|told| told.flush == 0 || told.flush >= START + 5000), "{told:?}");
+            stop.cancel();
+            peer.flushed(sent.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    assert!(matches!(&ran.events[..2], [Event::SlotMade(_), Event::Streaming(at)] if *at == pos(START)));
+    client.assert_holds(1, &log, START, log.at());
+}
+
+#[tokio::test]
+async fn before_15_the_slot_is_asked_for_in_an_sql_session() {
+    let log = log_to(START + 200_000);
+    let mut client = Client::new();
+    client.options.slot = Slot::Ensured(slot());
+    let (sent, node) = (log.clone(), Node { version: "14.24", at: START + 3 * SIZE, ..NODE });
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            let none = [columns(1), complete("SELECT 0"), ready()].concat();
+            door.next().await.answer_slot_query("14.24", none).await;
+            let made = single_row(&[Some("walhold"), Some("0/0"), None, None]);
+            peer.answer("CREATE_REPLICATION_SLOT \"walhold\" PHYSICAL RESERVE_WAL", made).await;
+            door.next().await.answer_slot_query("14.24", single_row(&[Some(&text(START + 5000))])).await;
+            peer.stream(true, START, 1).await;
+            peer.send_log(&sent, START, sent.at()).await;
+            peer.flushed(sent.at()).await;
+            stop.cancel();
+            peer.flushed(sent.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    client.assert_holds(1, &log, START, log.at());
+}
+
+#[tokio::test]
+async fn a_slot_that_must_exist_and_does_not_is_an_error() {
+    for version in ["17.2", "13.16"] {
+        let mut client = Client::with_slot();
+        let ran = client
+            .against(async move |mut door, _| {
+                let mut peer = door.next().await;
+                peer.introduce(&Node { version, ..NODE }).await;
+                if version == "17.2" {
+                    peer.answer(READ_SLOT, single_row(&[None, None, None])).await;
+                } else {
+                    let none = [columns(1), complete("SELECT 0"), ready()].concat();
+                    door.next().await.answer_slot_query(version, none).await;
+                }
+                peer.expect_close().await;
+            })
+            .await;
+        assert!(matches!(ran.error(), ReceiveError::NoSlot(name) if name == slot()));
+        assert_eq!(client.names(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn where_an_old_servers_slot_stands_must_be_known() {
+    let mut client = Client::with_slot();
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&Node { version: "13.16", ..NODE }).await;
+            let mut sql = door.next().await;
+            sql.expect_startup().await;
+            sql.send(error("FATAL", "28000", "no pg_hba.conf entry")).await;
+            drop(sql);
+            peer.expect_close().await;
+        })
+        .await;
+    assert!(matches!(ran.error(), ReceiveError::SlotPosition { .. }));
+}
+
+#[tokio::test]
+async fn an_empty_archive_without_slot_begins_in_the_servers_segment() {
+    for client in [Client::new(), Client::with_slot()] {
+        let mut client = client;
+        let has_slot = client.options.slot != Slot::None;
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&Node { at: START + 100_000, ..NODE }).await;
+                if has_slot {
+                    // It keeps nothing yet.
+                    peer.answer(READ_SLOT, single_row(&[Some("physical"), None, None])).await;
+                }
+                peer.stream(has_slot, START, 1).await;
+                stop.cancel();
+                peer.status().await;
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+    }
+}
+
+/// Neither the slot nor the server's position counts when WAL is held.
+#[tokio::test]
+async fn an_archive_that_holds_wal_goes_on_at_its_own_end() {
+    let log = log_to(START + 2 * SIZE + 500_000);
+    let mut client = Client::with_slot().holding(&log, START + SIZE + 300_000);
+    let (sent, node) = (log.clone(), Node::with(&log));
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(START + 2 * SIZE)).await;
+            peer.stream(true, START + SIZE, 1).await;
+            peer.send_log(&sent, START + SIZE, sent.at()).await;
+            peer.flushed(sent.at()).await;
+            stop.cancel();
+            peer.flushed(sent.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    client.assert_holds(1, &log, START, log.at());
+}
+
+#[tokio::test]
+async fn an_island_begins_where_it_must_and_is_gone_on_with() {
+    let log = log_to(START + 6 * SIZE + 100_000);
+    let mut client = Client::new().holding(&log, START + SIZE + 300_000);
+    let island = START + 4 * SIZE;
+    client.options.island = Some(pos(island + 5000));
+    let (sent, node) = (log.clone(), Node::with(&log));
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, island, 1).await;
+            peer.send_log(&sent, island, island + SIZE + 200_000).await;
+            peer.flushed(island + SIZE + 200_000).await;
+            drop(peer);
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, island + SIZE, 1).await;
+            peer.send_log(&sent, island + SIZE, sent.at()).await;
+            peer.flushed(sent.at()).await;
+            stop.cancel();
+            peer.flushed(sent.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    assert!(ran.events.iter().any(|event| matches!(event, Event::AfterHole(_))));
+    client.assert_holds(1, &log, START, START + SIZE + 300_000);
+    client.assert_holds(1, &log, island, log.at());
+}
+
+/// An archive that reaches the island's start goes on at its own end.
+#[tokio::test]
+async fn an_island_that_the_archive_reaches_is_none() {
+    let log = log_to(START + 2 * SIZE);
+    let mut client = Client::new().holding(&log, START + SIZE + 300_000);
+    client.options.island = Some(pos(START + SIZE + 8));
+    let node = Node::with(&log);
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, START + SIZE, 1).await;
+            stop.cancel();
+            peer.status().await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+}
+
+// The slot is taken.
+
+#[tokio::test]
+async fn a_slot_that_another_uses_is_an_error() {
+    let mut client = Client::with_slot();
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&NODE).await;
+            peer.answer(READ_SLOT, slot_at(START)).await;
+            peer.answer(&start_command(true, START, 1), refused("55006", "replication slot is active")).await;
+            peer.expect_close().await;
+        })
+        .await;
+    let ReceiveError::Session(error) = ran.error() else { panic!("another error") };
+    assert_eq!(error.condition(), Some(Condition::InUse));
+}
+
+/// The server may not have noticed yet that our last connection is gone, whether or not anything
+/// came over it.
+#[tokio::test]
+async fn a_slot_that_our_lost_connection_holds_is_waited_for() {
+    let log = log_to(START + 200_000);
+    for sent in [0, 100_000] {
+        let mut client = Client::with_slot();
+        let (log, node) = (log.clone(), Node::with(&log));
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                peer.send_log(&log, START, START + sent).await;
+                drop(peer);
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.answer(&start_command(true, START, 1), refused("55006", "replication slot is active")).await;
+                peer.expect_close().await;
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                stop.cancel();
+                peer.status().await;
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+        assert_eq!(ran.disconnections(), 2);
+    }
+}
+
+// Gaps and divergence.
+
+#[tokio::test]
+async fn wal_that_is_gone_twice_is_a_gap() {
+    let log = log_to(START + SIZE + 300_000);
+    for reconnect in [true, false] {
+        let mut client = Client::with_slot().holding(&log, START + 500_000);
+        client.options.reconnect = reconnect;
+        let before = client.files();
+        let at = START + 9 * SIZE + 1000;
+        let ran = client
+            .against(async move |mut door, _| {
+                for last in [false, true] {
+                    let mut peer = door.next().await;
+                    peer.introduce(&Node { at, ..NODE }).await;
+                    peer.answer(READ_SLOT, slot_at(START + 7 * SIZE)).await;
+                    peer.stream(true, START, 1).await;
+                    peer.send(removed()).await;
+                    if last {
+                        peer.answer(READ_SLOT, slot_at(START + 8 * SIZE)).await;
+                    }
+                    peer.expect_close().await;
+                }
+            })
+            .await;
+        let ReceiveError::Gap(gap) = ran.error() else { panic!("no gap") };
+        assert_eq!((gap.server, gap.kept_from), (pos(at), Some(Lsn::new(START + 8 * SIZE))));
+        // The first byte that is missing, not where its segment begins.
+        let end = log.starts.iter().rfind(|start| **start <= START + 500_000).unwrap();
+        assert_eq!(gap.held, pos(*end));
+        assert_eq!(client.files(), before);
+    }
+}
+
+#[tokio::test]
+async fn wal_that_is_there_when_it_is_asked_for_again_is_no_gap() {
+    let log = log_to(START + 200_000);
+    let mut client = Client::new();
+    let (sent, node) = (log.clone(), Node::with(&log));
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, START, 1).await;
+            peer.send(removed()).await;
+            peer.expect_close().await;
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, START, 1).await;
+            peer.send_log(&sent, START, sent.at()).await;
+            peer.flushed(sent.at()).await;
+            stop.cancel();
+            peer.flushed(sent.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    client.assert_holds(1, &log, START, log.at());
+}
+
+/// A server that refuses before anything is written, and what is said of it.
+async fn refused_by(client: &mut Client, node: Node) -> ReceiveError {
+    let before = client.files();
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.expect_close().await;
+        })
+        .await;
+    assert!(client.files() == before, "something was written");
+    ran.error()
+}
+
+#[tokio::test]
+async fn an_archive_ahead_of_a_primary_is_divergence() {
+    let log = log_to(START + SIZE + 300_000);
+    for (held, server) in [(SIZE + 300_000, SIZE + 200_000), (SIZE, SIZE - 1000), (300_000, 0)] {
+        let mut client = Client::new().holding(&log, START + held);
+        let error = refused_by(&mut client, Node { at: START + server, ..NODE }).await;
+        let ReceiveError::Ahead { server: at, standby: false, .. } = error else { panic!("{error}") };
+        assert_eq!(at, pos(START + server));
+    }
+}
+
+#[tokio::test]
+async fn a_standby_behind_the_archive_is_waited_for() {
+    let log = log_to(START + 300_000);
+    let mut client = Client::new().holding(&log, START + 200_000);
+    let (sent, node) = (log.clone(), Node { standby: true, ..Node::with(&log) });
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&Node { at: START + 100_000, ..node }).await;
+            peer.expect_close().await;
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, START, 1).await;
+            peer.send_log(&sent, START, sent.at()).await;
+            peer.flushed(sent.at()).await;
+            stop.cancel();
+            peer.flushed(sent.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    assert_eq!(ran.disconnections(), 1);
+    client.assert_holds(1, &log, START, log.at());
+}
+
+#[tokio::test]
+async fn another_cluster_is_refused() {
+    let log = log_to(START + SIZE + 300_000);
+    let other = Node { system: 78, ..Node::with(&log) };
+    let mut client = Client::new();
+    let error = refused_by(&mut client, other).await;
+    assert!(matches!(error, ReceiveError::OtherCluster { held: SYSTEM, server: 78 }), "{error}");
+    // A plain folder has nothing but its segments to tell whose it is.
+    for upto in [SIZE + 300_000, SIZE, 300_000] {
+        let mut client = Client::new().holding(&log, START + upto);
+        client.system = Some(78);
+        let error = refused_by(&mut client, other).await;
+        assert!(matches!(error, ReceiveError::OtherCluster { held: SYSTEM, server: 78 }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn another_segment_size_is_refused() {
+    let mut client = Client::new();
+    let error = refused_by(&mut client, Node { segment: "2MB", ..NODE }).await;
+    assert!(matches!(error, ReceiveError::OtherSegmentSize { held: 0x10_0000, server: 0x20_0000 }), "{error}");
+}
+
+#[tokio::test]
+async fn damage_in_what_is_held_is_not_built_upon() {
+    let log = log_to(START + 2 * SIZE + 300_000);
+    let bad = flipped(&log, log.starts[20], 40);
+    let mut client = Client::new().holding(&bad, START + SIZE + 300_000);
+    let error = refused_by(&mut client, Node::with(&log)).await;
+    assert!(matches!(error, ReceiveError::Resume(ResumeError::Damaged { .. })), "{error}");
+}
+
+#[tokio::test]
+async fn bytes_that_differ_from_what_is_held_are_divergence() {
+    let log = log_to(START + 700_000);
+    let mut other = Log::new(START, SIZE, 1, SYSTEM);
+    extend(&mut other, START + 300_000, 1);
+    let fork = other.at();
+    extend(&mut other, START + 700_000, 5);
+    let mut client = Client::with_slot().holding(&log, START + 500_000);
+    let before = client.files();
+    let (sent, node) = (other.clone(), Node::with(&other));
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(START)).await;
+            peer.stream(true, START, 1).await;
+            peer.send_log(&sent, START, sent.at()).await;
+            // Nothing is reported as durable meanwhile.
+            peer.flushes_until_close(0).await;
+        })
+        .await;
+    let ReceiveError::Diverged(at) = ran.error() else { panic!("not divergence") };
+    let same = log.bytes.iter().zip(&other.bytes).take_while(|(a, b)| a == b).count() as u64;
+    assert_eq!(at, pos(START + same));
+    assert!(at.lsn().get() >= fork);
+    assert!(client.files() == before);
+}
+
+/// A clone of the cluster bears its identifier. Where what it sends does not continue what is held,
+/// the segment before is asked for, and differs.
+#[tokio::test]
+async fn a_junction_that_does_not_fit_is_divergence() {
+    let log = log_to(START + SIZE + 300_000);
+    let mut other = Log::new(START, SIZE, 1, SYSTEM);
+    extend(&mut other, START + SIZE + 300_000, 5);
+    let mut client = Client::new().holding(&log, START + SIZE);
+    let held = client.read("000000010000000000000003");
+    let node = Node::with(&other);
+    let ran = client
+        .against(async move |mut door, _| {
+            for from in [START + SIZE, START] {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.stream(false, from, 1).await;
+                peer.send_log(&other, from, other.at()).await;
+                peer.flushes_until_close(0).await;
+            }
+        })
+        .await;
+    assert!(matches!(ran.error(), ReceiveError::Diverged(_)));
+    assert!(client.read("000000010000000000000003") == held);
+}
+
+// A record that does not verify.
+
+#[tokio::test]
+async fn a_broken_record_that_comes_right_the_second_time_is_healed() {
+    let log = log_to(START + 2 * SIZE + 300_000);
+    let record = *log.starts.iter().rfind(|start| **start < START + SIZE + 200_000).unwrap();
+    let bad = flipped(&log, record, 30);
+    let mut client = Client::with_slot();
+    let (good, node) = (log.clone(), Node::with(&log));
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(START)).await;
+            peer.stream(true, START, 1).await;
+            peer.send_log(&bad, START, bad.at()).await;
+            peer.flushes_until_close(record).await;
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(START + SIZE)).await;
+            peer.stream(true, START + SIZE, 1).await;
+            peer.send_log(&good, START + SIZE, good.at()).await;
+            peer.flushed(good.at()).await;
+            stop.cancel();
+            peer.flushed(good.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    assert_eq!(ran.asked_again().as_deref(), Some("000000010000000000000004"));
+    client.assert_holds(1, &log, START, log.at());
+}
+
+/// A log whose third segment begins inside a record that began in the second.
+fn spanning() -> (Log, u64) {
+    let mut log = log_to(START + 2 * SIZE - 60_000);
+    let record = log.next_record();
+    log.record(10, 0, &vec![9; 200_000]);
+    extend(&mut log, START + 3 * SIZE + 300_000, 3);
+    (log, record)
+}
+
+#[tokio::test]
+async fn a_broken_record_that_began_in_a_complete_segment_is_healed() {
+    let (log, record) = spanning();
+    let bad = flipped(&log, record, 5000);
+    for lost in [false, true] {
+        let mut client = Client::with_slot();
+        let (bad, good, node) = (bad.clone(), log.clone(), Node::with(&log));
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                peer.send_log(&bad, START, bad.at()).await;
+                peer.flushes_until_close(record + 200_000).await;
+                if lost {
+                    // The second sending is cut short: it has proved nothing.
+                    let mut peer = door.next().await;
+                    peer.introduce(&node).await;
+                    peer.answer(READ_SLOT, slot_at(START + SIZE)).await;
+                    peer.stream(true, START + SIZE, 1).await;
+                    peer.send_log(&good, START + SIZE, START + SIZE + 300_000).await;
+                }
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START + SIZE)).await;
+                peer.stream(true, START + SIZE, 1).await;
+                peer.send_log(&good, START + SIZE, good.at()).await;
+                peer.flushed(good.at()).await;
+                stop.cancel();
+                peer.flushed(good.at()).await;
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+        assert_eq!(ran.asked_again().as_deref(), Some("000000010000000000000004"));
+        client.assert_holds(1, &log, START, log.at());
+    }
+}
+
+#[tokio::test]
+async fn a_broken_record_that_is_repeated_is_final_and_never_acknowledged() {
+    let log = log_to(START + SIZE + 300_000);
+    let record = *log.starts.iter().rfind(|start| **start < START + 200_000).unwrap();
+    let bad = flipped(&log, record, 30);
+    for reconnect in [true, false] {
+        let mut client = Client::with_slot();
+        client.options.reconnect = reconnect;
+        let (bad, node) = (bad.clone(), Node::with(&log));
+        let ran = client
+            .against(async move |mut door, _| {
+                for _ in 0..2 {
+                    let mut peer = door.next().await;
+                    peer.introduce(&node).await;
+                    peer.answer(READ_SLOT, slot_at(START)).await;
+                    peer.stream(true, START, 1).await;
+                    peer.send_log(&bad, START, bad.at()).await;
+                    peer.flushes_until_close(record).await;
+                }
+            })
+            .await;
+        assert_eq!(ran.asked_again().as_deref(), Some("000000010000000000000003"));
+        let ReceiveError::NotValid { broken } = ran.error() else { panic!("valid") };
+        assert_eq!(broken.whole.get(), record);
+    }
+}
+
+// The ends of a connection.
+
+#[tokio::test]
+async fn an_orderly_shutdown_gets_exactly_what_was_sent_and_is_followed_by_another_try() {
+    let log = log_to(START + SIZE + 300_000);
+    for synchronous in [true, false] {
+        let mut client = Client::with_slot();
+        client.options.synchronous = synchronous;
+        client.options.sync_interval = Duration::from_secs(3600);
+        let (sent, node) = (log.clone(), Node::with(&log));
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                let shutdown = START + SIZE + 100_001;
+                peer.send_log(&sent, START, shutdown).await;
+                peer.send(keepalive(shutdown, true)).await;
+                let told = peer.flushed(shutdown).await;
+                assert_eq!(told.last().unwrap().write, shutdown);
+                peer.send(complete("COPY 0")).await;
+                drop(peer);
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(shutdown)).await;
+                peer.stream(true, START + SIZE, 1).await;
+                stop.cancel();
+                peer.status().await;
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+        assert!(matches!(&ran.events[..], [.., Event::Disconnected { .. }, Event::Reconnected, Event::Streaming(_)]));
+    }
+}
+
+#[tokio::test]
+async fn without_reconnecting_the_servers_end_is_ours() {
+    let mut client = Client::new();
+    client.options.reconnect = false;
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&NODE).await;
+            peer.stream(false, START, 1).await;
+            peer.send(complete("COPY 0")).await;
+        })
+        .await;
+    assert!(matches!(ran.error(), ReceiveError::Ended));
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_resumed_and_flush_stays_0_until_past_the_old_end() {
+    let log = log_to(START + SIZE + 800_000);
+    let mut client = Client::with_slot();
+    let (sent, node) = (log.clone(), Node::with(&log));
+    let old = START + SIZE + 400_003;
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(START)).await;
+            peer.stream(true, START, 1).await;
+            peer.send_log(&sent, START, old).await;
+            peer.flushed(old).await;
+            drop(peer);
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(old)).await;
+            peer.stream(true, START + SIZE, 1).await;
+            for (from, to) in [(0, 100_000), (100_000, 390_000), (390_000, 400_002)] {
+                peer.send_log(&sent, START + SIZE + from, START + SIZE + to).await;
+                peer.send(keepalive(sent.at(), true)).await;
+                assert_eq!(peer.status().await.flush, 0);
+            }
+            peer.send_log(&sent, old - 1, sent.at()).await;
+            let told = peer.flushed(sent.at()).await;
+            assert!(told.iter().all(|told| told.flush == 0 || told.flush >= old), "{told:?}");
+            stop.cancel();
+            peer.flushed(sent.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    client.assert_holds(1, &log, START, log.at());
+    assert_eq!(client.names(), ["000000010000000000000003", "000000010000000000000004.partial"]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_for_its_own_timeout_is_given_up() {
+    let mut client = Client::new();
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&Node { timeout: "600ms", ..NODE }).await;
+            peer.stream(false, START, 1).await;
+            assert!(!peer.status().await.ask);
+            assert!(peer.status().await.ask);
+            peer.expect_close().await;
+            let mut peer = door.next().await;
+            peer.introduce(&NODE).await;
+            peer.stream(false, START, 1).await;
+            stop.cancel();
+            peer.status().await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    assert_eq!(ran.disconnections(), 1);
+}
+
+#[tokio::test]
+async fn wal_at_the_wrong_position_is_a_violation() {
+    let log = log_to(START + 300_000);
+    let mut client = Client::with_slot();
+    let (sent, node) = (log.clone(), Node::with(&log));
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(START)).await;
+            peer.stream(true, START, 1).await;
+            peer.send_log(&sent, START, START + 100_000).await;
+            peer.send_log(&sent, START + 100_008, START + 200_000).await;
+            peer.flushes_until_close(START + 100_000).await;
+        })
+        .await;
+    let expected = Violation::Misplaced { expected: Lsn::new(START + 100_000), found: Lsn::new(START + 100_008) };
+    assert!(matches!(ran.error(), ReceiveError::Violation(violation) if violation == expected));
+    client.assert_holds(1, &log, START, START + 100_000);
+}
+
+// Our own end.
+
+#[tokio::test]
+async fn a_stop_reports_all_that_came_and_says_goodbye() {
+    let log = log_to(START + 300_000);
+    for synchronous in [true, false] {
+        let mut client = Client::with_slot();
+        client.options.synchronous = synchronous;
+        client.options.sync_interval = Duration::from_secs(3600);
+        let (sent, node) = (log.clone(), Node::with(&log));
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                peer.send_log(&sent, START, sent.at()).await;
+                // It has read what came before this.
+                peer.send(keepalive(sent.at(), true)).await;
+                peer.flushed(sent.at()).await;
+                stop.cancel();
+                assert_eq!(peer.status().await.flush, sent.at());
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+        client.assert_holds(1, &log, START, log.at());
+    }
+}
+
+#[tokio::test]
+async fn the_end_position_must_be_passed() {
+    let log = log_to(START + 300_000);
+    let mut client = Client::new();
+    client.options.end = Some(Lsn::new(START + 100_000));
+    let (sent, node) = (log.clone(), Node::with(&log));
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, START, 1).await;
+            peer.send_log(&sent, START, START + 100_000).await;
+            peer.flushed(START + 100_000).await;
+            peer.send_log(&sent, START + 100_000, START + 100_100).await;
+            peer.flushed(START + 100_100).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    assert!(matches!(ran.result, Ok(Finished::EndPosition)), "{:?}", ran.result);
+    client.assert_holds(1, &log, START, START + 100_100);
+}
+
+#[tokio::test]
+async fn an_archive_past_the_end_position_is_done() {
+    let log = log_to(START + 2 * SIZE);
+    let mut client = Client::new().holding(&log, START + 2 * SIZE);
+    client.options.end = Some(Lsn::new(START + SIZE));
+    let node = Node::with(&log);
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.expect_close().await;
+        })
+        .await;
+    assert!(matches!(ran.result, Ok(Finished::EndPosition)), "{:?}", ran.result);
+}
+
+/// P1: "stopped" means that all is durable.
+#[tokio::test]
+async fn a_stop_whose_sync_fails_is_an_error() {
+    let log = log_to(START + 300_000);
+    let mut client = Client::new();
+    client.options.synchronous = false;
+    client.options.sync_interval = Duration::from_secs(3600);
+    let (folder, moved) = (client.folder.path().to_owned(), client.folder.path().with_extension("moved"));
+    let (sent, node, away) = (log.clone(), Node::with(&log), moved.clone());
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, START, 1).await;
+            peer.send_log(&sent, START, sent.at()).await;
+            let partial = folder.join("000000010000000000000003.partial");
+            while !partial.exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            // Nothing has been synced: the directory, which is gone now, must be.
+            fs::rename(&folder, &away).unwrap();
+            stop.cancel();
+            peer.flushes_until_close(0).await;
+        })
+        .await;
+    fs::remove_dir_all(moved).unwrap();
+    assert!(matches!(ran.error(), ReceiveError::Archive(_)));
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_server_that_does_not_answer() {
+    let mut client = Client::new();
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&NODE).await;
+            peer.stream(false, START, 1).await;
+            drop(peer);
+            let mut peer = door.next().await;
+            peer.expect_startup().await;
+            stop.cancel();
+            peer.expect_close().await;
+        })
+        .await;
+    ran.stopped();
+}
+
+/// Each waits for the report of the one before; no interval comes to help.
+#[tokio::test]
+async fn a_synchronous_commit_is_reported_at_once() {
+    let log = log_to(START + SIZE + 30_000);
+    let mut client = Client::new();
+    client.options.sync_interval = Duration::from_secs(3600);
+    let sent = log.clone();
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&NODE).await;
+            peer.stream(false, START, 1).await;
+            let mut at = START;
+            // Over the segment's end, too.
+            for end in sent.starts.iter().skip(1).copied().filter(|end| end % 16 == 0) {
+                peer.send_log(&sent, at, end).await;
+                peer.flushed(end).await;
+                at = end;
+            }
+            stop.cancel();
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+}
+
+#[tokio::test]
+async fn without_slot_and_synchronous_flush_stays_0() {
+    let log = log_to(START + 300_000);
+    let mut client = Client::new();
+    client.options.synchronous = false;
+    let (sent, node) = (log.clone(), Node::with(&log));
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, START, 1).await;
+            peer.send_log(&sent, START, sent.at()).await;
+            peer.send(keepalive(sent.at(), true)).await;
+            assert_eq!(peer.status().await, Told { write: sent.at(), flush: 0, ask: false });
+            stop.cancel();
+            assert_eq!(peer.status().await, Told { write: sent.at(), flush: 0, ask: false });
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    client.assert_holds(1, &log, START, log.at());
+}
+
+// Timelines.
+
+/// A log that goes on as timeline `id` from the record at or before `at`; and where that is.
+fn forked(log: &Log, at: u64, id: u32) -> (Log, u64) {
+    let mut fork = Log::new(START, SIZE, 1, SYSTEM);
+    extend(&mut fork, at, 1);
+    let switch = fork.at();
+    assert!(fork.bytes == log.bytes[..fork.bytes.len()]);
+    fork.tli = id;
+    extend(&mut fork, at + 900_000, 11);
+    (fork, switch)
+}
+
+#[tokio::test]
+async fn a_timelines_end_is_followed_with_the_histories_first() {
+    let log = log_to(START + SIZE + 400_000);
+    let (fork, switch) = forked(&log, START + SIZE + 300_000, 3);
+    let mut client = Client::with_slot();
+    let histories = [format!("1\t{}\tx\n", text(SIZE)), format!("1\t{}\tx\n2\t{}\ty\n", text(SIZE), text(switch))];
+    let (folder, told) = (client.folder.path().to_owned(), histories.clone());
+    let (old, new, node) = (log.clone(), fork.clone(), Node { tli: 2, ..Node::with(&log) });
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            let at = single_row(&[Some("physical"), Some(&text(START)), Some("2")]);
+            peer.answer(READ_SLOT, at).await;
+            peer.answer("TIMELINE_HISTORY 2", history(&told[0])).await;
+            peer.expect_query(&start_command(true, START, 2)).await;
+            assert_eq!(fs::read_to_string(folder.join("00000002.history")).unwrap(), told[0]);
+            peer.send(copy_both()).await;
+            peer.status().await;
+            // The server had sent more than the new timeline shares.
+            peer.send_log(&old, START, old.at()).await;
+            peer.flushed(old.at()).await;
+            fs::remove_file(folder.join("00000002.history")).unwrap();
+            peer.end_timeline(3, switch).await;
+            peer.answer("TIMELINE_HISTORY 3", history(&told[1])).await;
+            peer.answer("TIMELINE_HISTORY 2", history(&told[0])).await;
+            peer.expect_query(&start_command(true, START + SIZE, 3)).await;
+            // Before the first byte of the new timeline.
+            assert_eq!(fs::read_to_string(folder.join("00000002.history")).unwrap(), told[0]);
+            assert_eq!(fs::read_to_string(folder.join("00000003.history")).unwrap(), told[1]);
+            peer.send(copy_both()).await;
+            peer.status().await;
+            peer.send_log(&new, START + SIZE, new.at()).await;
+            // A slot is not moved back by what is sent a second time.
+            let told = peer.flushed(new.at()).await;
+            assert!(told.iter().all(|told| told.flush == 0 || told.flush >= switch), "{told:?}");
+            stop.cancel();
+            peer.flushed(new.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    let fork_at = Pos::new(tli(3), Lsn::new(switch));
+    let told: Vec<_> = ran.events.iter().filter(|e| matches!(e, Event::TailKept(_) | Event::Switched(_))).collect();
+    assert!(matches!(told[..], [Event::TailKept(tail), Event::Switched(at)]
+        if tail.name() == "000000020000000000000004" && *at == fork_at));
+    client.assert_holds(2, &log, START, log.at());
+    client.assert_holds(3, &fork, START + SIZE, fork.at());
+    assert_eq!(
+        client.names(),
+        [
+            "00000002.history",
+            "000000020000000000000003",
+            "000000020000000000000004.partial",
+            "00000003.history",
+            "000000030000000000000004",
+            "000000030000000000000005.partial",
+        ]
+    );
+}
+
+/// The server was promoted after it had said where it stands.
+#[tokio::test]
+async fn a_timeline_that_has_ended_already_is_followed_without_a_copy() {
+    let log = log_to(START + 300_000);
+    let (fork, switch) = forked(&log, START + 250_000, 2);
+    let mut client = Client::new().holding(&log, START + 200_000);
+    let (new, node) = (fork.clone(), Node::with(&log));
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(&start_command(false, START, 1), next_timeline(2, switch)).await;
+            peer.answer("TIMELINE_HISTORY 2", history(&format!("1\t{}\tx\n", text(switch)))).await;
+            peer.stream(false, START, 2).await;
+            peer.send_log(&new, START, new.at()).await;
+            peer.flushed(new.at()).await;
+            stop.cancel();
+            peer.flushed(new.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    client.assert_holds(1, &log, START, START + 200_000);
+    client.assert_holds(2, &fork, START, fork.at());
+}
+
+/// The server was promoted while we were away, behind or before what is held.
+#[tokio::test]
+async fn a_server_on_a_later_timeline_is_followed() {
+    let log = log_to(START + SIZE + 400_000);
+    let (fork, switch) = forked(&log, START + SIZE + 300_000, 2);
+    for held in [200_000, SIZE + 200_000, SIZE + 400_000] {
+        let mut client = Client::new().holding(&log, START + held);
+        let (old, new, node) = (log.clone(), fork.clone(), Node { tli: 2, ..Node::with(&fork) });
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                let content = history(&format!("1\t{}\tx\n", text(switch)));
+                peer.answer("TIMELINE_HISTORY 2", content.clone()).await;
+                let from = START + held / SIZE * SIZE;
+                peer.stream(false, from, 1).await;
+                peer.send_log(&old, from, switch).await;
+                peer.end_timeline(2, switch).await;
+                peer.answer("TIMELINE_HISTORY 2", content).await;
+                peer.stream(false, START + SIZE, 2).await;
+                peer.send_log(&new, START + SIZE, new.at()).await;
+                peer.flushed(new.at()).await;
+                stop.cancel();
+                peer.flushed(new.at()).await;
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+        client.assert_holds(1, &log, START, switch.max(START + held));
+        client.assert_holds(2, &fork, START + SIZE, fork.at());
+    }
+}
+
+#[tokio::test]
+async fn a_fork_far_below_what_is_held_is_divergence() {
+    let log = log_to(START + 3 * SIZE + 400_000);
+    let (fork, switch) = forked(&log, START + SIZE + 300_000, 2);
+    let mut client = Client::new().holding(&log, START + 2 * SIZE + 400_000);
+    let before = client.files();
+    let node = Node { tli: 2, ..Node::with(&fork) };
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer("TIMELINE_HISTORY 2", history(&format!("1\t{}\tx\n", text(switch)))).await;
+            peer.expect_close().await;
+        })
+        .await;
+    let error = ran.error();
+    let ReceiveError::ForkedBefore { from, to, at, held } = error else { panic!("{error}") };
+    assert_eq!((from, to, at.get()), (tli(1), tli(2), switch));
+    assert!(held.get() > switch + SIZE);
+    assert_eq!(client.names(), before.into_iter().map(|(name, _)| name).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn another_past_is_divergence() {
+    let log = log_to(START + 400_000);
+    // The server is on a timeline that the archive has left, or on one that never was on ours.
+    let mut client = Client::new().holding(&log, START + 200_000);
+    let before = client.names();
+    let node = Node { tli: 3, ..Node::with(&log) };
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer("TIMELINE_HISTORY 3", history(&format!("2\t{}\tx\n", text(START)))).await;
+            peer.answer("TIMELINE_HISTORY 2", history(&format!("1\t{}\tx\n", text(START)))).await;
+        })
+        .await;
+    let error = ran.error();
+    assert!(
+        matches!(error, ReceiveError::OtherHistory { held, server } if (held, server) == (tli(1), tli(3))),
+        "{error}"
+    );
+    assert_eq!(client.names(), before);
+}
+
+#[tokio::test]
+async fn a_history_that_cannot_be_read_or_contradicts_the_server_is_refused() {
+    let log = log_to(START + 400_000);
+    let (_, switch) = forked(&log, START + 300_000, 2);
+    for content in ["", "1\tnowhere\tx\n", "1\t0/10\tx\n", "2\t0/10\tx\n"] {
+        let mut client = Client::new();
+        let (old, node) = (log.clone(), Node::with(&log));
+        let ran = client
+            .against(async move |mut door, _| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.stream(false, START, 1).await;
+                peer.send_log(&old, START, switch).await;
+                peer.flushed(switch).await;
+                peer.end_timeline(2, switch).await;
+                peer.answer("TIMELINE_HISTORY 2", history(content)).await;
+                peer.expect_close().await;
+            })
+            .await;
+        let error = ran.error();
+        assert!(matches!(error, ReceiveError::NextTimeline(next) if next == tli(2)), "{error}");
+        assert_eq!(client.names(), ["000000010000000000000003.partial"], "{content:?}");
+    }
+}
+
+/// Two servers that were promoted from the same one both number their timeline 2.
+#[tokio::test]
+async fn another_past_of_a_timeline_that_is_held_is_divergence() {
+    let log = log_to(START + SIZE + 300_000);
+    let mut client = Client::new().holding_on(2, &log, START + 200_000);
+    fs::write(client.path("00000002.history"), format!("1\t{}\tours\n", text(START - 1000))).unwrap();
+    let before = client.files();
+    let node = Node { tli: 3, ..Node::with(&log) };
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            let (theirs, at) = (format!("1\t{}\ttheirs\n", text(START - 2000)), text(START + SIZE));
+            peer.answer("TIMELINE_HISTORY 3", history(&format!("{theirs}2\t{at}\tx\n"))).await;
+            peer.answer("TIMELINE_HISTORY 2", history(&theirs)).await;
+            peer.expect_close().await;
+        })
+        .await;
+    let error = ran.error();
+    assert!(
+        matches!(error, ReceiveError::OtherHistory { held, server } if (held, server) == (tli(2), tli(3))),
+        "{error}"
+    );
+    assert!(client.files() == before);
+}
+
+/// The folder of a receiver that did not keep history files.
+#[tokio::test]
+async fn a_history_that_the_folder_lacks_is_fetched_before_more_wal() {
+    let log = log_to(START + 300_000);
+    let mut client = Client::new().holding_on(2, &log, START + 200_000);
+    let (folder, node) = (client.folder.path().to_owned(), Node { tli: 2, ..Node::with(&log) });
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            let content = format!("1\t{}\tx\n", text(START - 1000));
+            peer.answer("TIMELINE_HISTORY 2", history(&content)).await;
+            peer.expect_query(&start_command(false, START, 2)).await;
+            assert_eq!(fs::read_to_string(folder.join("00000002.history")).unwrap(), content);
+            peer.send(copy_both()).await;
+            stop.cancel();
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+}
