@@ -112,10 +112,27 @@ pub struct Problem {
     pub timeline: TimelineId,
     /// The segment, or the first of those that are missing; `None` where it is about a history file.
     pub segment: Option<String>,
+    /// Of what kind it is.
+    pub kind: ProblemKind,
     /// What is wrong.
     pub what: String,
     /// What follows from that.
     pub consequence: String,
+}
+
+/// How bad a problem is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProblemKind {
+    /// A backup that captured its own WAL begins behind the hole: between such backups nothing was
+    /// received, and nothing was promised.
+    BetweenBackups,
+    /// Segments are missing or were never completed, and the archive goes on behind them.
+    Hole,
+    /// A file is not what it was.
+    Damage,
+    /// A history file is missing or cannot be read.
+    History,
 }
 
 impl Report {
@@ -125,11 +142,12 @@ impl Report {
         Self { version: 1, repository, system_identifier, backups, wal }
     }
 
-    /// Whether every sealed backup can be restored and the archive has no problem. Backups that are
-    /// not complete do not count against it.
+    /// Whether every sealed backup can be restored and the archive has no problem but holes between
+    /// backups that captured their own WAL. Backups that are not complete do not count against it.
     pub fn is_good(&self) -> bool {
         let usable = |backup: &BackupReport| !matches!(backup.verdict, Verdict::NotUsable { .. });
-        self.backups.iter().all(usable) && self.wal.as_ref().is_none_or(|wal| wal.problems.is_empty())
+        let known = |problem: &Problem| problem.kind == ProblemKind::BetweenBackups;
+        self.backups.iter().all(usable) && self.wal.as_ref().is_none_or(|wal| wal.problems.iter().all(known))
     }
 }
 
