@@ -131,8 +131,11 @@ fn p3_a_seal_over_other_content_does_not_help() {
     scene.not_usable("does not match its own checksum");
     reseal(&scene.repository, &mut seal, "backup_manifest", &manifest);
     assert!(scene.verdict().contains("USABLE      7 files"), "{}", scene.verdict());
-    seal.min_recovery_point = Some(seal.stop);
+    // The end of a record, but not of the one that ends the backup.
     seal.stop = seal.stop.at(crate::wal::Lsn::new(seal.start.lsn().get() + 8192));
+    write_seal(&scene.repository, &seal);
+    scene.not_usable("no end-of-backup record");
+    seal.min_recovery_point = Some(seal.stop);
     write_seal(&scene.repository, &seal);
     scene.not_usable("the manifest says that the backup needs");
     seal = scene.seal.clone();
