@@ -2,12 +2,16 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     reason = "a test fails by panicking; clippy.toml's exception covers test functions alone"
 )]
 
 mod captured;
+mod crash;
 mod hostile;
 mod login;
 mod scram;
 mod server;
 mod session;
+#[allow(unreachable_pub, reason = "shared with the tests beside the code")]
+mod wal;
