@@ -22,7 +22,8 @@ fn shell(room: &Room, server: &Cluster<'_>, line: &str) -> Command {
         .replace("host=db.example.com user=walhold sslmode=verify-full", &conninfo)
         .replace("/srv/walhold/main", &room.path("repo").display().to_string())
         .replace("/srv/restored", &room.path("restored").display().to_string());
-    let pg_ctl = format!("-o \"-k {} -p 1 -c listen_addresses=''\" -l {}", room.path("").display(), room.path("log").display());
+    let pg_ctl =
+        format!("-o \"-k {} -p 1 -c listen_addresses=''\" -l {}", room.path("").display(), room.path("log").display());
     let line = if line.starts_with("pg_ctl") { format!("{line} -w {pg_ctl}") } else { line };
     let mut shell = room.command(Path::new("/bin/sh"));
     let path = format!("{}:{}", room.program().parent().unwrap().display(), room.server.bin.display());
