@@ -51,6 +51,40 @@ fn p1_a_partial_is_gone_on_with_in_place() {
     }
 }
 
+/// P1: what a killed receiver left unsynced is not built upon where the archive is opened at a given
+/// segment, either.
+#[test]
+fn p1_a_partial_that_was_never_synced_is_gone_on_with() {
+    let (server, mut killed) = (Server::new(log()), World::new(BLOCK));
+    let first = Segment::containing(at(START), size());
+    let (from, log) = (killed.disk.operations(), server.log(at(0).tli()));
+    killed.receive(&server, START + 100_000, GROUPED, &mut Dice(seed())).unwrap();
+    let mut judge = world::Judge::new(&server);
+    for (k, disk) in killed.disk.prefixes().enumerate().skip(from) {
+        let mut world = World::at(disk.after(0), killed.acked(k));
+        let resumption = archive(&world.disk).begin(&History::first(), first).unwrap();
+        let disk = world.disk.clone();
+        append(&disk, &mut world.acks, log, resumption, START + 200_000, EACH, &mut Dice(seed())).unwrap();
+        for image in disk.crash_images(seed() ^ k as u64, 2) {
+            judge.must_recover(&image, world.acked(usize::MAX));
+        }
+    }
+}
+
+/// A record that does not verify must not hide that the disk has failed: what follows is not the
+/// same.
+#[test]
+fn a_failed_sync_is_told_before_a_broken_record() {
+    let mut bad = log().bytes;
+    bad[100_000] ^= 1;
+    let world = World::new(BLOCK);
+    world.disk.fail(Call::Sync, 1, Fault::Io);
+    let first = Segment::containing(at(START), size());
+    let resumption = archive(&world.disk).begin(&History::first(), first).unwrap();
+    let ended = append(&world.disk, &mut Vec::new(), &bad, resumption, START + 500_000, BULK, &mut Dice(1));
+    assert_eq!(ended.unwrap_err().trouble(), Some(Trouble::Failed));
+}
+
 /// P1: a slow segment, during which the next one is made ready under another name.
 #[test]
 fn p1_a_prepared_segment_takes_its_place() {

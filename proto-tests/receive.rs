@@ -128,9 +128,27 @@ impl Peer {
         self.answer("SHOW \"data_directory_mode\"", single_row(&[Some("0700")])).await;
     }
 
+    /// Takes this command, and answers what a synchronous receiver asks before it.
+    async fn expect_command(&mut self, command: &str) {
+        let mut query = self.expect(b'Q').await;
+        if query == SHOW_COMMIT {
+            self.send(single_row(&[Some("on")])).await;
+            query = self.expect(b'Q').await;
+        }
+        assert_eq!(String::from_utf8_lossy(&query), format!("{command}\0"));
+    }
+
     async fn answer(&mut self, command: &str, answer: Vec<u8>) {
-        self.expect_query(command).await;
+        self.expect_command(command).await;
         self.send(answer).await;
+    }
+
+    /// Waits until the client hangs up, perhaps after it has asked what a synchronous one asks.
+    async fn expect_end(mut self) {
+        while let Some((tag, body)) = self.next().await {
+            assert_eq!((tag, &body[..]), (b'Q', SHOW_COMMIT), "{:?}", String::from_utf8_lossy(&body));
+            self.send(single_row(&[Some("on")])).await;
+        }
     }
 
     /// Answers an SQL session's question where the slot is.
@@ -142,7 +160,7 @@ impl Peer {
 
     /// Begins a stream, and takes the greeting.
     async fn stream(&mut self, slot: bool, at: u64, tli: u32) {
-        self.expect_query(&start_command(slot, at, tli)).await;
+        self.expect_command(&start_command(slot, at, tli)).await;
         self.send(copy_both()).await;
         assert_eq!(self.status().await, Told { write: at, flush: 0, ask: false });
     }
@@ -234,6 +252,7 @@ fn slot_at(restart: u64) -> Vec<u8> {
     single_row(&[Some("physical"), Some(&text(restart)), Some("1")])
 }
 
+const SHOW_COMMIT: &[u8] = b"SHOW \"synchronous_commit\"\0";
 const READ_SLOT: &str = "READ_REPLICATION_SLOT \"walhold\"";
 
 /// A folder, and a receiver that writes into it.
@@ -426,6 +445,7 @@ async fn before_15_the_slot_is_asked_for_in_an_sql_session() {
     let mut client = Client::new();
     client.options.slot = Slot::Ensured(slot());
     let (sent, node) = (log.clone(), Node { version: "14.24", at: START + 3 * SIZE, ..NODE });
+    client.options.synchronous = false;
     let ran = client
         .against(async move |mut door, stop| {
             let mut peer = door.next().await;
@@ -451,6 +471,7 @@ async fn before_15_the_slot_is_asked_for_in_an_sql_session() {
 async fn a_slot_that_must_exist_and_does_not_is_an_error() {
     for version in ["17.2", "13.16"] {
         let mut client = Client::with_slot();
+        client.options.synchronous = false;
         let ran = client
             .against(async move |mut door, _| {
                 let mut peer = door.next().await;
@@ -461,7 +482,7 @@ async fn a_slot_that_must_exist_and_does_not_is_an_error() {
                     let none = [columns(1), complete("SELECT 0"), ready()].concat();
                     door.next().await.answer_slot_query(version, none).await;
                 }
-                peer.expect_close().await;
+                peer.expect_end().await;
             })
             .await;
         assert!(matches!(ran.error(), ReceiveError::NoSlot(name) if name == slot()));
@@ -472,6 +493,7 @@ async fn a_slot_that_must_exist_and_does_not_is_an_error() {
 #[tokio::test]
 async fn where_an_old_servers_slot_stands_must_be_known() {
     let mut client = Client::with_slot();
+    client.options.synchronous = false;
     let ran = client
         .against(async move |mut door, _| {
             let mut peer = door.next().await;
@@ -480,7 +502,7 @@ async fn where_an_old_servers_slot_stands_must_be_known() {
             sql.expect_startup().await;
             sql.send(error("FATAL", "28000", "no pg_hba.conf entry")).await;
             drop(sql);
-            peer.expect_close().await;
+            peer.expect_end().await;
         })
         .await;
     assert!(matches!(ran.error(), ReceiveError::SlotPosition { .. }));
@@ -594,7 +616,7 @@ async fn a_slot_that_another_uses_is_an_error() {
             peer.introduce(&NODE).await;
             peer.answer(READ_SLOT, slot_at(START)).await;
             peer.answer(&start_command(true, START, 1), refused("55006", "replication slot is active")).await;
-            peer.expect_close().await;
+            peer.expect_end().await;
         })
         .await;
     let ReceiveError::Session(error) = ran.error() else { panic!("another error") };
@@ -621,7 +643,7 @@ async fn a_slot_that_our_lost_connection_holds_is_waited_for() {
                 peer.introduce(&node).await;
                 peer.answer(READ_SLOT, slot_at(START)).await;
                 peer.answer(&start_command(true, START, 1), refused("55006", "replication slot is active")).await;
-                peer.expect_close().await;
+                peer.expect_end().await;
                 let mut peer = door.next().await;
                 peer.introduce(&node).await;
                 peer.answer(READ_SLOT, slot_at(START)).await;
@@ -657,7 +679,7 @@ async fn wal_that_is_gone_twice_is_a_gap() {
                     if last {
                         peer.answer(READ_SLOT, slot_at(START + 8 * SIZE)).await;
                     }
-                    peer.expect_close().await;
+                    peer.expect_end().await;
                 }
             })
             .await;
@@ -681,7 +703,7 @@ async fn wal_that_is_there_when_it_is_asked_for_again_is_no_gap() {
             peer.introduce(&node).await;
             peer.stream(false, START, 1).await;
             peer.send(removed()).await;
-            peer.expect_close().await;
+            peer.expect_end().await;
             let mut peer = door.next().await;
             peer.introduce(&node).await;
             peer.stream(false, START, 1).await;
@@ -703,7 +725,7 @@ async fn refused_by(client: &mut Client, node: Node) -> ReceiveError {
         .against(async move |mut door, _| {
             let mut peer = door.next().await;
             peer.introduce(&node).await;
-            peer.expect_close().await;
+            peer.expect_end().await;
         })
         .await;
     assert!(client.files() == before, "something was written");
@@ -730,7 +752,7 @@ async fn a_standby_behind_the_archive_is_waited_for() {
         .against(async move |mut door, stop| {
             let mut peer = door.next().await;
             peer.introduce(&Node { at: START + 100_000, ..node }).await;
-            peer.expect_close().await;
+            peer.expect_end().await;
             let mut peer = door.next().await;
             peer.introduce(&node).await;
             peer.stream(false, START, 1).await;
@@ -806,29 +828,26 @@ async fn bytes_that_differ_from_what_is_held_are_divergence() {
     assert!(client.files() == before);
 }
 
-/// A clone of the cluster bears its identifier. Where what it sends does not continue what is held,
-/// the segment before is asked for, and differs.
+/// P5: a clone of the cluster bears its identifier.
 #[tokio::test]
 async fn a_junction_that_does_not_fit_is_divergence() {
     let log = log_to(START + SIZE + 300_000);
     let mut other = Log::new(START, SIZE, 1, SYSTEM);
     extend(&mut other, START + SIZE + 300_000, 5);
     let mut client = Client::new().holding(&log, START + SIZE);
-    let held = client.read("000000010000000000000003");
+    let before = client.files();
     let node = Node::with(&other);
     let ran = client
         .against(async move |mut door, _| {
-            for from in [START + SIZE, START] {
-                let mut peer = door.next().await;
-                peer.introduce(&node).await;
-                peer.stream(false, from, 1).await;
-                peer.send_log(&other, from, other.at()).await;
-                peer.flushes_until_close(0).await;
-            }
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, START + SIZE, 1).await;
+            peer.send_log(&other, START + SIZE, other.at()).await;
+            peer.flushes_until_close(0).await;
         })
         .await;
     assert!(matches!(ran.error(), ReceiveError::Diverged(_)));
-    assert!(client.read("000000010000000000000003") == held);
+    assert!(client.files() == before);
 }
 
 // A record that does not verify.
@@ -1039,7 +1058,7 @@ async fn a_server_that_is_silent_for_its_own_timeout_is_given_up() {
             peer.stream(false, START, 1).await;
             assert!(!peer.status().await.ask);
             assert!(peer.status().await.ask);
-            peer.expect_close().await;
+            peer.expect_end().await;
             let mut peer = door.next().await;
             peer.introduce(&NODE).await;
             peer.stream(false, START, 1).await;
@@ -1135,7 +1154,7 @@ async fn an_archive_past_the_end_position_is_done() {
         .against(async move |mut door, _| {
             let mut peer = door.next().await;
             peer.introduce(&node).await;
-            peer.expect_close().await;
+            peer.expect_end().await;
         })
         .await;
     assert!(matches!(ran.result, Ok(Finished::EndPosition)), "{:?}", ran.result);
@@ -1182,10 +1201,30 @@ async fn a_stop_does_not_wait_for_a_server_that_does_not_answer() {
             let mut peer = door.next().await;
             peer.expect_startup().await;
             stop.cancel();
-            peer.expect_close().await;
+            peer.expect_end().await;
         })
         .await;
     ran.stopped();
+}
+
+#[tokio::test]
+async fn remote_apply_is_warned_of() {
+    for (value, warned) in [("remote_apply", true), ("on", false)] {
+        let mut client = Client::new();
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&NODE).await;
+                peer.expect_query("SHOW \"synchronous_commit\"").await;
+                peer.send(single_row(&[Some(value)])).await;
+                peer.stream(false, START, 1).await;
+                stop.cancel();
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+        assert_eq!(ran.events.iter().any(|event| matches!(event, Event::RemoteApply)), warned);
+    }
 }
 
 /// Each waits for the report of the one before; no interval comes to help.
@@ -1265,7 +1304,7 @@ async fn a_timelines_end_is_followed_with_the_histories_first() {
             let at = single_row(&[Some("physical"), Some(&text(START)), Some("2")]);
             peer.answer(READ_SLOT, at).await;
             peer.answer("TIMELINE_HISTORY 2", history(&told[0])).await;
-            peer.expect_query(&start_command(true, START, 2)).await;
+            peer.expect_command(&start_command(true, START, 2)).await;
             assert_eq!(fs::read_to_string(folder.join("00000002.history")).unwrap(), told[0]);
             peer.send(copy_both()).await;
             peer.status().await;
@@ -1276,7 +1315,7 @@ async fn a_timelines_end_is_followed_with_the_histories_first() {
             peer.end_timeline(3, switch).await;
             peer.answer("TIMELINE_HISTORY 3", history(&told[1])).await;
             peer.answer("TIMELINE_HISTORY 2", history(&told[0])).await;
-            peer.expect_query(&start_command(true, START + SIZE, 3)).await;
+            peer.expect_command(&start_command(true, START + SIZE, 3)).await;
             // Before the first byte of the new timeline.
             assert_eq!(fs::read_to_string(folder.join("00000002.history")).unwrap(), told[0]);
             assert_eq!(fs::read_to_string(folder.join("00000003.history")).unwrap(), told[1]);
@@ -1382,7 +1421,7 @@ async fn a_fork_far_below_what_is_held_is_divergence() {
             let mut peer = door.next().await;
             peer.introduce(&node).await;
             peer.answer("TIMELINE_HISTORY 2", history(&format!("1\t{}\tx\n", text(switch)))).await;
-            peer.expect_close().await;
+            peer.expect_end().await;
         })
         .await;
     let error = ran.error();
@@ -1431,7 +1470,7 @@ async fn a_history_that_cannot_be_read_or_contradicts_the_server_is_refused() {
                 peer.flushed(switch).await;
                 peer.end_timeline(2, switch).await;
                 peer.answer("TIMELINE_HISTORY 2", history(content)).await;
-                peer.expect_close().await;
+                peer.expect_end().await;
             })
             .await;
         let error = ran.error();
@@ -1455,7 +1494,7 @@ async fn another_past_of_a_timeline_that_is_held_is_divergence() {
             let (theirs, at) = (format!("1\t{}\ttheirs\n", text(START - 2000)), text(START + SIZE));
             peer.answer("TIMELINE_HISTORY 3", history(&format!("{theirs}2\t{at}\tx\n"))).await;
             peer.answer("TIMELINE_HISTORY 2", history(&theirs)).await;
-            peer.expect_close().await;
+            peer.expect_end().await;
         })
         .await;
     let error = ran.error();
@@ -1478,7 +1517,7 @@ async fn a_history_that_the_folder_lacks_is_fetched_before_more_wal() {
             peer.introduce(&node).await;
             let content = format!("1\t{}\tx\n", text(START - 1000));
             peer.answer("TIMELINE_HISTORY 2", history(&content)).await;
-            peer.expect_query(&start_command(false, START, 2)).await;
+            peer.expect_command(&start_command(false, START, 2)).await;
             assert_eq!(fs::read_to_string(folder.join("00000002.history")).unwrap(), content);
             peer.send(copy_both()).await;
             stop.cancel();

@@ -207,8 +207,9 @@ impl Writer {
         }
         self.store(segment, at, bytes, known, told)?;
         if let Err(broken) = checked {
-            // The bytes are kept for whoever looks into it; they are not called durable.
-            let _kept = self.settle();
+            // The bytes are kept for whoever looks into it; they are not called durable. A disk that
+            // does not take them is the worse trouble: nobody may go on after a failed sync.
+            let _kept = self.settle()?;
             return Err(broken.into());
         }
         if self.held.as_ref().is_some_and(|held| self.chain.at() >= held.upto) {

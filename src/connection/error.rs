@@ -318,7 +318,11 @@ impl Error {
             Condition::DataCorrupted => {
                 "check the server's storage and log; pg_checksums or pg_amcheck show what is hit"
             }
-            _ => return self.server_error().and_then(|error| error.hint.clone()),
+            Condition::NotSupported => "is it a physical slot, and a physical replication connection?",
+            _ => {
+                let theirs = self.server_error().and_then(|error| error.hint.clone());
+                return theirs.or_else(|| Some("the server's log may say more".into()));
+            }
         };
         Some(own.to_owned())
     }

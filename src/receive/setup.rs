@@ -193,7 +193,7 @@ impl Upstream {
 
     /// Nothing is written before all that the server says has been found to fit.
     async fn go_over(
-        &self,
+        &mut self,
         archive: &Archive,
         from: TimelineId,
         old: Option<OldEnd>,

@@ -149,9 +149,14 @@ impl Repository {
         now: Timestamp,
     ) -> Result<Self, RepositoryError> {
         let modes = Modes::new(group);
+        let taken = || disk.metadata(&dir.join(IDENTITY)).map(|found| found.is_some());
+        if disk.metadata(dir)?.is_some() && !taken()? {
+            // Not even a lock is left in a directory that is somebody else's.
+            must_be_unused(dir, &*disk)?;
+        }
         let _made = disk.make_dirs(dir, modes.dir())?;
         let _alone = disk.lock(&dir.join(LOCK), "the making of the repository").map_err(locked)?;
-        if disk.metadata(&dir.join(IDENTITY))?.is_some() {
+        if taken()? {
             return Err(RepositoryError::Exists(dir.to_owned()));
         }
         must_be_unused(dir, &*disk)?;
