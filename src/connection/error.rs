@@ -286,6 +286,10 @@ impl Error {
         }
     }
 
+    fn is_about(&self, words: &str) -> bool {
+        self.server_error().is_some_and(|error| error.message.contains(words))
+    }
+
     /// The reason, if it was the server that gave one.
     pub fn condition(&self) -> Option<Condition> {
         self.server_error().map(ServerError::condition)
@@ -307,13 +311,16 @@ impl Error {
             Condition::WalRemoved => {
                 "the server no longer has this file: a slot would have kept the WAL; a new backup begins anew"
             }
-            Condition::Missing => "make it with: walhold slot create",
+            Condition::Missing => "it was dropped: make it again (walhold receive --ensure-slot)",
             Condition::Exists => "drop it first, or choose another name",
             Condition::InUse => "another receiver uses this slot: one slot, one receiver",
             Condition::TooManySlots => "raise max_replication_slots, or drop a slot that nobody uses",
             Condition::NotAllowed => "the role needs the REPLICATION attribute: ALTER ROLE ... REPLICATION",
             Condition::Syntax => {
                 "this is not a physical replication connection: connect to the server, not to a pooler"
+            }
+            Condition::NotSupported | Condition::NotReady if self.is_about("logical replication slot") => {
+                "the slot is a logical one: name a physical one, or another that is then made (--ensure-slot)"
             }
             Condition::DataCorrupted => {
                 "check the server's storage and log; pg_checksums or pg_amcheck show what is hit"
