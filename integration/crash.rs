@@ -100,7 +100,7 @@ pub(crate) fn backup_killed(room: &Room) -> Outcome {
     Ok(())
 }
 
-/// What `list --json` calls sealed must be what has a seal, and all of it must be usable.
+/// What `list --json` calls complete must be what has a seal, and all of it must be usable.
 #[track_caller]
 fn only_sealed_are_offered(room: &Room, repo: &std::path::Path) {
     let backups = repo.join("backups");
@@ -110,7 +110,7 @@ fn only_sealed_are_offered(room: &Room, repo: &std::path::Path) {
     for id in names(&backups) {
         let sealed = backups.join(&id).join("backup.json").exists();
         let entry = entries.iter().find(|e| e["id"] == *id);
-        let offered = entry.is_some_and(|e| e["state"] == "sealed");
+        let offered = entry.is_some_and(|e| e["state"] == "complete");
         assert_eq!(offered, sealed, "{id}\n{listed}");
         let verdict = run(walhold(room, "verify").arg("--repo").arg(repo).arg(&id));
         assert_eq!(verdict.status.code() == Some(0), sealed, "{verdict}");

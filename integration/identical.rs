@@ -29,6 +29,7 @@ pub(crate) fn drain(room: &Room) -> Outcome {
     let end_text = end.to_string();
     let (ours, theirs) = (room.path("ours"), room.path("theirs"));
     room.make_dir(&theirs);
+    room.make_dir(&ours);
     let mut command = room.command(pg_receivewal);
     command.arg("-D").arg(&theirs).args(["-S", "theirs", "-n", "-E", &end_text, "-d", &primary.conninfo()]);
     room.must(&mut command);

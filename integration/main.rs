@@ -29,6 +29,7 @@ mod crash;
 mod disk_full;
 mod durable;
 mod identical;
+mod readme;
 mod refusals;
 mod resume;
 mod shutdown;
@@ -73,6 +74,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p6_tls_is_never_less_than_asked_for", tls::refused),
     ("p7_files_are_those_of_pg_receivewal", identical::drain),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
+    ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
     ("p8_a_standby_restored_from_the_repository_follows", backup::standby),
 ];

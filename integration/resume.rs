@@ -56,7 +56,7 @@ pub(crate) fn gap(room: &Room) -> Outcome {
     recycle(&primary, held);
     let before = contents(&repo.join("wal"));
     let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &primary.conninfo()]));
-    said.refused(3, &[&held.to_string()]).says("--accept-gap");
+    said.refused(3, &[&held.to_string()]).says("walhold backup");
     assert_eq!(contents(&repo.join("wal")), before, "a refused receiver wrote");
     Ok(())
 }

@@ -15,7 +15,7 @@ const SEGMENT: u64 = 1 << 20;
 fn wal_get(room: &Room, repo: &Path, file: &str) -> Ended {
     let target = room.path("fetched");
     let _ = fs::remove_file(&target);
-    run(walhold(room, "wal-get").arg("--repo").arg(repo).arg(file).arg(&target))
+    run(walhold(room, "wal-get").arg("--repo").arg(repo).args(["--unknown-timeout", "100ms"]).arg(file).arg(&target))
 }
 
 /// 0 with the file, 1 where it is certain that there is none, 255 for all else.

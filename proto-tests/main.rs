@@ -7,6 +7,7 @@
 )]
 
 mod captured;
+mod crash;
 mod hostile;
 mod login;
 mod receive;

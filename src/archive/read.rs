@@ -80,6 +80,11 @@ impl SegmentReader {
         &self.path
     }
 
+    /// Whether it is read past the page cache.
+    pub(super) fn is_direct(&self) -> bool {
+        matches!(&self.source, Source::Plain(file) if file.alignment() > 1)
+    }
+
     /// The bytes that have been read ahead, or more if there are none; empty at the file's end.
     ///
     /// # Errors
@@ -87,6 +92,8 @@ impl SegmentReader {
     pub fn fill(&mut self) -> Result<&[u8], ArchiveError> {
         if self.filled.is_empty() {
             let read = match &mut self.source {
+                // A read that did not fill its last block met the end; direct I/O takes no offset there.
+                Source::Plain(file) if !self.next.is_multiple_of(file.alignment() as u64) => 0,
                 Source::Plain(file) => file.read_at(self.next, &mut self.buffer)?,
                 Source::Decoded(decoder) => match read_full(decoder, &mut self.buffer) {
                     (read, None) => read,

@@ -6,7 +6,7 @@ use super::read::walk_segment;
 use super::write::{Held, Place};
 use super::{Archive, ArchiveError, Form, SegmentReader, Stopped, Stored, Writer};
 use crate::codec::Codec;
-use crate::disk::{Access, Trouble};
+use crate::disk::{Access, DiskError, Fill, Trouble};
 use crate::wal::{Broken, Chain, Fault, History, Lsn, Pos, Seed, Segment, TimelineId};
 
 /// What the archive held when it was opened to be written.
@@ -66,8 +66,8 @@ pub enum ResumeError {
     NoSuchStart(Lsn),
 }
 
-impl From<crate::disk::DiskError> for ResumeError {
-    fn from(e: crate::disk::DiskError) -> Self {
+impl From<DiskError> for ResumeError {
+    fn from(e: DiskError) -> Self {
         Self::Archive(e.into())
     }
 }
@@ -198,16 +198,21 @@ impl Archive {
         chain: Chain,
         mut reader: SegmentReader,
     ) -> Result<Option<Resumption>, ResumeError> {
-        let mut through = chain.clone();
-        let stopped = walk_segment(&mut reader, &mut through, segment.end(), &mut |_| {})?;
         let (form, path) = (reader.form(), reader.path().to_owned());
         let plain = form.codec == Codec::Plain;
         let full_size = plain && self.disk.metadata(&path)?.is_some_and(|meta| meta.len == self.size.bytes());
+        if full_size && !reader.is_direct() {
+            reader = self.rewrite(segment, reader)?;
+        }
+        let mut through = chain.clone();
+        let stopped = walk_segment(&mut reader, &mut through, segment.end(), &mut |_| {})?;
         let valid = match stopped {
-            Stopped::Reached if full_size => {
+            // Where a record is open at the end, zeros that were never written may pass for its data.
+            Stopped::Reached if full_size && through.whole() == segment.end() => {
                 let file = self.disk.open(&path, Access::WriteDirect)?;
                 let complete = Form { partial: false, ..form };
                 let _published = self.disk.publish(file, &path, &self.path_of(segment, complete))?;
+                self.remove_compressed_partials(segment)?;
                 return Ok(None);
             }
             Stopped::Invalid { broken, .. } => {
@@ -236,6 +241,37 @@ impl Archive {
         let before = chain.last_record().map(|_| OldEnd { valid: chain.whole(), touched: segment.start() });
         let writer = Writer::new(self.clone(), segment, chain, held);
         Resumption { start: segment.start_pos(), old: old.or(before), after_hole: false, writer }
+    }
+
+    /// Writes a partial of full size anew and lets that take its place. Where the page cache cannot
+    /// be read past, it may show what a failed sync has lost; a sync of what we have read and
+    /// written ourselves proves that it is there.
+    fn rewrite(&self, segment: Segment, mut reader: SegmentReader) -> Result<SegmentReader, ArchiveError> {
+        let temporary = self.beside(segment);
+        self.remove_if_there(&temporary)?;
+        let mut file = self.disk.create_zeroed(&temporary, self.size.bytes(), Fill::Reserve, self.file_mode)?;
+        loop {
+            let offset = reader.offset();
+            let bytes = reader.fill()?;
+            let n = bytes.len();
+            if n == 0 {
+                break;
+            }
+            file.write_at(offset, bytes)?;
+            reader.consume(n);
+        }
+        let _published = self.disk.publish(file, &temporary, reader.path())?;
+        let gone = || DiskError::new("open", reader.path(), std::io::ErrorKind::NotFound.into());
+        Ok(self.open_partial(segment, Access::ReadDirect)?.ok_or_else(gone)?)
+    }
+
+    /// Removes what a partial that was received anew has taken the place of, when a crash came
+    /// between the two. The complete segment must be durable.
+    pub(super) fn remove_compressed_partials(&self, segment: Segment) -> Result<(), ArchiveError> {
+        for codec in Codec::ALL.into_iter().filter(|codec| *codec != Codec::Plain) {
+            self.remove_if_there(&self.path_of(segment, Form { codec, partial: true }))?;
+        }
+        Ok(())
     }
 
     /// Exclusive end of the last byte in a partial that is not zero, from `valid` on. It is read

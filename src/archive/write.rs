@@ -207,8 +207,9 @@ impl Writer {
         }
         self.store(segment, at, bytes, known, told)?;
         if let Err(broken) = checked {
-            // The bytes are kept for whoever looks into it; they are not called durable.
-            let _kept = self.settle();
+            // The bytes are kept for whoever looks into it; they are not called durable. A disk that
+            // does not take them is the worse trouble: nobody may go on after a failed sync.
+            let _kept = self.settle()?;
             return Err(broken.into());
         }
         if self.held.as_ref().is_some_and(|held| self.chain.at() >= held.upto) {
@@ -278,8 +279,8 @@ impl Writer {
             return Ok(());
         }
         let beside = self.held.is_some_and(|held| held.place == Place::Beside);
-        let name = if beside { format!("{segment}{BESIDE}") } else { format!("{segment}.partial") };
-        let path = self.archive.dir.join(name);
+        let partial = Form { codec: Codec::Plain, partial: true };
+        let path = if beside { self.archive.beside(segment) } else { self.archive.path_of(segment, partial) };
         let there = self.archive.disk.metadata(&path)?.map(|meta| meta.len);
         self.open = Some(if there == Some(self.archive.size.bytes()) && !beside {
             self.reopen(segment, path, at)?
@@ -341,12 +342,22 @@ impl Writer {
             let path = self.archive.path_of(segment, Form { codec: Codec::Plain, partial: false });
             self.archive.disk.rename(&open.path, &path)?;
             let entry = self.archive.disk.sync_dir(&self.archive.dir)?;
+            if open.resumed {
+                self.archive.remove_compressed_partials(segment)?;
+            }
             told(Wrote::Complete(segment, Durable::new(segment.end_pos(), &data, &entry)));
         }
         self.reader = None;
         self.tail.start = segment.end();
         self.tail.len = 0;
         Ok(())
+    }
+}
+
+impl Archive {
+    /// Where the file is written that takes the place of a partial.
+    pub(super) fn beside(&self, segment: Segment) -> PathBuf {
+        self.dir.join(format!("{segment}{BESIDE}"))
     }
 }
 

@@ -269,9 +269,12 @@ impl From<RestoreError> for Failure {
             RestoreError::NotUsable(_) => {
                 failure.exit(Exit::NotUsable).hint("walhold list shows the backups; only complete ones are restored")
             }
-            RestoreError::NotProven { .. } | RestoreError::Content { .. } => failure
+            RestoreError::NotProven { .. } => {
+                failure.exit(Exit::NotUsable).hint("nothing was written; walhold verify shows which backups are usable")
+            }
+            RestoreError::Content { .. } => failure
                 .exit(Exit::NotUsable)
-                .hint("nothing was written that could be started; walhold verify shows which backups are usable"),
+                .hint("what had been laid down was removed; walhold verify shows which backups are usable"),
             RestoreError::Incremental(_) => failure.exit(Exit::NotUsable).hint("restore a full backup"),
             RestoreError::NotEmpty(_) => failure.hint("name a directory that does not exist, or is empty"),
             RestoreError::InRepository(_) | RestoreError::Overlap(..) | RestoreError::NotAbsolute(_) => {

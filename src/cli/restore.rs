@@ -58,7 +58,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     for note in &plan.notes {
-        warn!("{note}");
+        info!("{note}");
     }
     info!("restoring backup {} to {}", plan.backup.id, plan.target.path.display());
     let mut teller = Teller::new(&plan);

@@ -59,8 +59,9 @@ fn print_wal(wal: &WalReport) {
     }
     for problem in &wal.problems {
         let word = match problem.kind {
-            ProblemKind::Hole => "gap",
-            ProblemKind::Damage => "DAMAGE",
+            ProblemKind::BetweenBackups => "between backups",
+            ProblemKind::Hole => "GAP",
+            ProblemKind::Damage | ProblemKind::History => "DAMAGE",
         };
         println!("{word}  {problem}");
     }
@@ -75,17 +76,13 @@ fn verdict(report: &Report, asked: Option<BackupId>) -> Result<(), Failure> {
         Verdict::NotSealed { .. } => asked.is_some(),
     });
     let unusable = unusable.count();
-    let damaged = report
-        .wal
-        .as_ref()
-        .map_or(0, |wal| wal.problems.iter().filter(|problem| problem.kind == ProblemKind::Damage).count());
-    if unusable == 0 && damaged == 0 {
+    if unusable == 0 && report.is_good() {
         return Ok(());
     }
-    let failure = Failure::error(match (unusable, damaged) {
-        (0, _) => "the WAL in the archive is damaged".to_owned(),
-        (1, _) => "1 backup is not usable".to_owned(),
-        (n, _) => format!("{n} backups are not usable"),
+    let failure = Failure::error(match unusable {
+        0 => "the WAL in the archive is not whole".to_owned(),
+        1 => "1 backup is not usable".to_owned(),
+        n => format!("{n} backups are not usable"),
     });
     Err(failure.exit(Exit::NotUsable).hint("take a new backup; what is listed as USABLE can be restored"))
 }

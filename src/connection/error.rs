@@ -286,6 +286,10 @@ impl Error {
         }
     }
 
+    fn is_about(&self, words: &str) -> bool {
+        self.server_error().is_some_and(|error| error.message.contains(words))
+    }
+
     /// The reason, if it was the server that gave one.
     pub fn condition(&self) -> Option<Condition> {
         self.server_error().map(ServerError::condition)
@@ -307,7 +311,7 @@ impl Error {
             Condition::WalRemoved => {
                 "the server no longer has this file: a slot would have kept the WAL; a new backup begins anew"
             }
-            Condition::Missing => "make it with: walhold slot create",
+            Condition::Missing => "it was dropped: make it again (walhold receive --ensure-slot)",
             Condition::Exists => "drop it first, or choose another name",
             Condition::InUse => "another receiver uses this slot: one slot, one receiver",
             Condition::TooManySlots => "raise max_replication_slots, or drop a slot that nobody uses",
@@ -315,10 +319,17 @@ impl Error {
             Condition::Syntax => {
                 "this is not a physical replication connection: connect to the server, not to a pooler"
             }
+            Condition::NotSupported | Condition::NotReady if self.is_about("logical replication slot") => {
+                "the slot is a logical one: name a physical one, or another that is then made (--ensure-slot)"
+            }
             Condition::DataCorrupted => {
                 "check the server's storage and log; pg_checksums or pg_amcheck show what is hit"
             }
-            _ => return self.server_error().and_then(|error| error.hint.clone()),
+            Condition::NotSupported => "is it a physical slot, and a physical replication connection?",
+            _ => {
+                let theirs = self.server_error().and_then(|error| error.hint.clone());
+                return theirs.or_else(|| Some("the server's log may say more".into()));
+            }
         };
         Some(own.to_owned())
     }

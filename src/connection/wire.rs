@@ -9,9 +9,9 @@ use tokio_util::codec::Decoder;
 use crate::protocol::{Frame, Framer, FramingError, Phase};
 
 /// A TCP, Unix or TLS stream.
-pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
+impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> Socket for S {}
 
 /// A connection as a source of frames and a sink of bytes. What waits here may be cancelled at any
 /// await: nothing that was read or is to be written is lost.

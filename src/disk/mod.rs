@@ -176,7 +176,14 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// When one of them cannot be made or synced.
     fn make_dirs(&self, path: &Path, mode: u32) -> Result<Synced, DiskError> {
         match self.metadata(path)? {
-            Some(Meta { kind: EntryKind::Directory, .. }) => return Ok(Synced(())),
+            Some(Meta { kind: EntryKind::Directory, .. }) => {
+                // Whoever made it may have been killed before its name was durable. That was not us
+                // where we may not even open the directory above.
+                return match self.sync_parent(path) {
+                    Err(e) if e.trouble() != Trouble::Failed => Ok(Synced(())),
+                    synced => synced,
+                };
+            }
             Some(_) => return Err(DiskError::new("make directory", path, io::ErrorKind::NotADirectory.into())),
             None => {}
         }

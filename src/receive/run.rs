@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::pipe::Pipe;
-use super::setup::Upstream;
+use super::setup::{Upstream, begin};
 use super::stream::{Ended, stream};
 use super::{Ending, Event, Finished, Options, ReceiveError, Receiver, Settings, Violation};
 use crate::archive::{Archive, OldEnd, Resumption};
@@ -151,7 +151,7 @@ async fn session(
     let mut resumption = match doubts.from {
         Some(from) => {
             let route = upstream.fetch_histories(archive, from.tli()).await?;
-            upstream.begin(archive, route, from.start_pos()).await?
+            begin(archive, route, from.start_pos()).await?
         }
         None => upstream.open(archive, options, slot).await?,
     };

@@ -140,18 +140,7 @@ impl Upstream {
         }
         let start = options.island.or(slot).unwrap_or(self.position);
         let route = self.fetch_histories(archive, start.tli()).await?;
-        self.begin(archive, route, start).await
-    }
-
-    pub(super) async fn begin(
-        &mut self,
-        archive: &Archive,
-        route: History,
-        at: Pos,
-    ) -> Result<Resumption, ReceiveError> {
-        let segment = Segment::containing(at, self.segment_size);
-        let archive = archive.clone();
-        Ok(blocking(move || archive.begin(&route, segment)).await?)
+        begin(archive, route, start).await
     }
 
     /// Checks that the server goes on with what is held. A server on a later timeline is followed
@@ -221,7 +210,7 @@ impl Upstream {
             return Err(ReceiveError::ForkedBefore { from, to: next.tli, at: next.at, held });
         }
         let route = store(archive, histories).await?;
-        self.begin(archive, route, Pos::new(next.tli, next.at)).await
+        begin(archive, route, Pos::new(next.tli, next.at)).await
     }
 
     /// Has the history of `tli`, and those of all its ancestors, in the archive before the first
@@ -277,6 +266,13 @@ struct Histories {
 }
 
 /// Keeps history files. A timeline of which WAL is held has one past and no other.
+/// Opens the archive at the start of the segment that holds `at`.
+pub(super) async fn begin(archive: &Archive, route: History, at: Pos) -> Result<Resumption, ReceiveError> {
+    let segment = Segment::containing(at, archive.size());
+    let archive = archive.clone();
+    Ok(blocking(move || archive.begin(&route, segment)).await?)
+}
+
 async fn store(archive: &Archive, histories: Histories) -> Result<History, ReceiveError> {
     let archive = archive.clone();
     let Histories { route, files } = histories;

@@ -152,12 +152,19 @@ impl BackupFolder {
         &self.dir
     }
 
-    /// Says what is being made, and claims its WAL; durable on return. Replaces what was said.
+    /// Says what is being made, and claims its WAL; durable on return. Replaces what was said. One
+    /// that is ready to be sealed says so only of files that are durable.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or a file that is to be sealed cannot be synced.
     pub fn write_pending(&self, pending: &Pending) -> Result<(), RepositoryError> {
-        publish(&*self.repository.disk, &self.dir, PENDING, pending, self.repository.modes.file())
+        let disk = &*self.repository.disk;
+        for listed in pending.ready.iter().flat_map(|seal| &seal.files) {
+            // Whoever seals it later sees sizes, and not whether the bytes came back.
+            let (_file, _data) = disk.open(&self.dir.join(&listed.name), Access::Read)?.sync()?;
+        }
+        let _names = disk.sync_dir(&self.dir)?;
+        publish(disk, &self.dir, PENDING, pending, self.repository.modes.file())
     }
 
     /// Completes the backup (promise P3): everything it consists of is durable before the seal is

@@ -149,9 +149,14 @@ impl Repository {
         now: Timestamp,
     ) -> Result<Self, RepositoryError> {
         let modes = Modes::new(group);
+        let taken = || disk.metadata(&dir.join(IDENTITY)).map(|found| found.is_some());
+        if disk.metadata(dir)?.is_some() && !taken()? {
+            // Not even a lock is left in a directory that is somebody else's.
+            must_be_unused(dir, &*disk)?;
+        }
         let _made = disk.make_dirs(dir, modes.dir())?;
         let _alone = disk.lock(&dir.join(LOCK), "the making of the repository").map_err(locked)?;
-        if disk.metadata(&dir.join(IDENTITY))?.is_some() {
+        if taken()? {
             return Err(RepositoryError::Exists(dir.to_owned()));
         }
         must_be_unused(dir, &*disk)?;
@@ -194,7 +199,12 @@ impl Repository {
         now: Timestamp,
     ) -> Result<Self, RepositoryError> {
         match Self::open(dir, Arc::clone(&disk)) {
-            Ok(repository) => repository.check(system_id, size).map(|()| repository),
+            Ok(repository) => {
+                repository.check(system_id, size)?;
+                // Whoever made it may have been killed before its identity was durable.
+                let _names = repository.disk.sync_dir(dir)?;
+                Ok(repository)
+            }
             Err(RepositoryError::NoSuchDirectory(_) | RepositoryError::NotARepository(_)) => {
                 Self::create(dir, disk, system_id, size, group, now)
             }

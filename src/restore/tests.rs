@@ -142,6 +142,26 @@ fn a_backup_is_laid_down_ready_to_recover() {
     }
 }
 
+/// A server must not start on a restore that was cut off: the file it looks for first comes last.
+#[test]
+fn p3_a_restore_that_is_cut_off_cannot_be_started() {
+    let scene = Scene::new(Parts::new());
+    let plan = scene.plan().unwrap();
+    let mut told = Vec::new();
+    lay_down(&scene.repository, &plan, &mut |event| {
+        assert!(!scene.path("data/global/pg_control").exists());
+        told.push(event);
+    })
+    .unwrap();
+    assert_eq!(told.last(), Some(&RestoreEvent::Syncing));
+    let total = told.iter().find_map(|event| match event {
+        RestoreEvent::Progress { done, total } if done == total => Some(*total),
+        _ => None,
+    });
+    assert!(total.is_some_and(|total| total > 300_000), "{told:?}");
+    assert!(scene.path("data/global/pg_control").exists());
+}
+
 #[test]
 fn a_standby_follows_its_primary() {
     let mut parts = Parts::new();

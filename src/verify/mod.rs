@@ -12,8 +12,8 @@ pub use report::{BackupReport, Checked, Problem, ProblemKind, Report, StretchRep
 
 use crate::archive::ArchiveError;
 use crate::image::TarEvent;
-use crate::repository::{BackupEntry, BackupId, BackupState, NotUsable, ReadError, Repository, Seal};
-use crate::wal::Segment;
+use crate::repository::{BackupEntry, BackupId, BackupState, CapturedBy, NotUsable, ReadError, Repository, Seal};
+use crate::wal::{Pos, Segment};
 
 /// What is being read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,9 +63,18 @@ pub fn verify(
     let backups = entries.iter().map(|entry| verify_backup(repository, entry, tell)).collect();
     let wal = match which {
         Some(_) => None,
-        None => Some(wal::verify_wal(&repository.archive(), tell)?),
+        None => Some(wal::verify_wal(&repository.archive(), &islands(&entries), tell)?),
     };
     Ok(Report::new(repository, backups, wal))
+}
+
+/// Where those backups begin that captured their own WAL.
+fn islands(entries: &[BackupEntry]) -> Vec<Pos> {
+    let island = |entry: &BackupEntry| match &entry.state {
+        BackupState::Sealed(seal) if seal.wal.captured_by == CapturedBy::Backup => Some(seal.start),
+        _ => None,
+    };
+    entries.iter().filter_map(island).collect()
 }
 
 fn verify_backup(repository: &Repository, entry: &BackupEntry, tell: &mut impl FnMut(VerifyEvent)) -> BackupReport {

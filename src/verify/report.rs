@@ -110,25 +110,29 @@ pub struct StretchReport {
 pub struct Problem {
     /// Whose WAL it is about.
     pub timeline: TimelineId,
-    /// Whether something is not there, or not right.
-    pub kind: ProblemKind,
     /// The segment, or the first of those that are missing; `None` where it is about a history file.
     pub segment: Option<String>,
+    /// Of what kind it is.
+    pub kind: ProblemKind,
     /// What is wrong.
     pub what: String,
     /// What follows from that.
     pub consequence: String,
 }
 
-/// What is wrong.
+/// How bad a problem is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProblemKind {
-    /// WAL between two stretches is not there. That is as it should be between two backups that
-    /// each brought their own WAL; elsewhere recovery ends there.
+    /// A backup that captured its own WAL begins behind the hole: between such backups nothing was
+    /// received, and nothing was promised.
+    BetweenBackups,
+    /// Segments are missing or were never completed, and the archive goes on behind them.
     Hole,
-    /// A file is not valid.
+    /// A file is not what it was.
     Damage,
+    /// A history file is missing or cannot be read.
+    History,
 }
 
 impl Report {
@@ -138,13 +142,12 @@ impl Report {
         Self { version: 1, repository, system_identifier, backups, wal }
     }
 
-    /// Whether every sealed backup can be restored and nothing in the archive is damaged. Backups that
-    /// are not complete do not count against it, nor do holes: they are told, and a backup that needs
-    /// what is missing is not usable.
+    /// Whether every sealed backup can be restored and the archive has no problem but holes between
+    /// backups that captured their own WAL. Backups that are not complete do not count against it.
     pub fn is_good(&self) -> bool {
         let usable = |backup: &BackupReport| !matches!(backup.verdict, Verdict::NotUsable { .. });
-        let sound = |wal: &WalReport| wal.problems.iter().all(|problem| problem.kind == ProblemKind::Hole);
-        self.backups.iter().all(usable) && self.wal.as_ref().is_none_or(sound)
+        let known = |problem: &Problem| problem.kind == ProblemKind::BetweenBackups;
+        self.backups.iter().all(usable) && self.wal.as_ref().is_none_or(|wal| wal.problems.iter().all(known))
     }
 }
 

@@ -131,8 +131,11 @@ fn p3_a_seal_over_other_content_does_not_help() {
     scene.not_usable("does not match its own checksum");
     reseal(&scene.repository, &mut seal, "backup_manifest", &manifest);
     assert!(scene.verdict().contains("USABLE      7 files"), "{}", scene.verdict());
-    seal.min_recovery_point = Some(seal.stop);
+    // The end of a record, but not of the one that ends the backup.
     seal.stop = seal.stop.at(crate::wal::Lsn::new(seal.start.lsn().get() + 8192));
+    write_seal(&scene.repository, &seal);
+    scene.not_usable("no end-of-backup record");
+    seal.min_recovery_point = Some(seal.stop);
     write_seal(&scene.repository, &seal);
     scene.not_usable("the manifest says that the backup needs");
     seal = scene.seal.clone();
@@ -248,4 +251,27 @@ fn timelines_must_meet() {
     );
     put("00000003.history", b"nonsense");
     assert!(scene.problems().iter().any(|problem| problem.starts_with("timeline 3: cannot read")));
+}
+
+/// Nightly backups without a receiver: what lies between them is missing and was never promised.
+#[test]
+fn holes_between_backups_that_captured_their_own_wal_are_no_alarm() {
+    let scene = Scene::new();
+    // What is left of an earlier night.
+    fs::remove_file(scene.top.path().join(scene.wal(1, 3))).unwrap();
+    let mut earlier = Log::new(SIZE, SIZE, 1, SYSTEM);
+    (0..300).for_each(|_| earlier.record(10, 0, &[3; 4000]));
+    fs::write(scene.top.path().join(scene.wal(1, 1)), &earlier.bytes[..SIZE as usize]).unwrap();
+    let kinds = || scene.verify(None).wal.unwrap().problems.iter().map(|problem| problem.kind).collect::<Vec<_>>();
+    assert_eq!(kinds(), [ProblemKind::Hole]);
+    assert!(!scene.verify(None).is_good());
+    let mut seal = scene.seal.clone();
+    seal.wal.captured_by = CapturedBy::Backup;
+    write_seal(&scene.repository, &seal);
+    assert_eq!(kinds(), [ProblemKind::BetweenBackups]);
+    assert!(scene.verify(None).is_good());
+    // A hole behind it is one.
+    fs::copy(scene.top.path().join(scene.wal(1, 5)), scene.top.path().join(scene.wal(1, 9))).unwrap();
+    assert!(kinds().contains(&ProblemKind::Hole) && kinds().contains(&ProblemKind::Damage));
+    assert!(!scene.verify(None).is_good());
 }

@@ -5,20 +5,36 @@ use crate::archive::{Archive, ArchiveError, Listing};
 use crate::disk::Access;
 use crate::wal::{Chain, History, HistoryFile, Lsn, Pos, Seed, Segment, TimelineId};
 
-pub(super) fn verify_wal(archive: &Archive, tell: &mut impl FnMut(VerifyEvent)) -> Result<WalReport, VerifyError> {
+/// Where each backup begins that captured its own WAL is `islands`.
+pub(super) fn verify_wal(
+    archive: &Archive,
+    islands: &[Pos],
+    tell: &mut impl FnMut(VerifyEvent),
+) -> Result<WalReport, VerifyError> {
+    let mut report = walk_all(archive, tell)?;
+    let (stretches, mut problems) = (&report.stretches, std::mem::take(&mut report.problems));
+    for problem in problems.iter_mut().filter(|problem| problem.kind == ProblemKind::Hole) {
+        let hole = problem.segment.as_deref().and_then(|name| Segment::parse(name, archive.size()));
+        let Some(hole) = hole else { continue };
+        let behind = stretches.iter().find(|s| s.timeline == hole.tli() && s.from > hole.start());
+        let begins =
+            |island: &Pos| behind.is_some_and(|s| s.timeline == island.tli() && (s.from..s.to).contains(&island.lsn()));
+        if islands.iter().any(begins) {
+            problem.kind = ProblemKind::BetweenBackups;
+        }
+    }
+    report.problems = problems;
+    Ok(report)
+}
+
+fn walk_all(archive: &Archive, tell: &mut impl FnMut(VerifyEvent)) -> Result<WalReport, VerifyError> {
     let listing = archive.list()?;
     let mut report = WalReport::default();
     for tli in listing.timelines() {
         let history = match archive.history(tli) {
             Ok(history) => history,
             Err(e) => {
-                report.problem(
-                    ProblemKind::Damage,
-                    tli,
-                    None,
-                    history_fault(tli, &e),
-                    "recovery cannot go along this timeline".to_owned(),
-                );
+                report.no_history(tli, &e);
                 History::alone(tli)
             }
         };
@@ -27,23 +43,10 @@ pub(super) fn verify_wal(archive: &Archive, tell: &mut impl FnMut(VerifyEvent)) 
     }
     for tli in listing.histories().iter().filter(|tli| listing.last_of(**tli).is_none()) {
         if let Err(e) = archive.history(*tli) {
-            report.problem(
-                ProblemKind::Damage,
-                *tli,
-                None,
-                history_fault(*tli, &e),
-                "recovery cannot go along this timeline".to_owned(),
-            );
+            report.no_history(*tli, &e);
         }
     }
     Ok(report)
-}
-
-fn history_fault(tli: TimelineId, e: &ArchiveError) -> String {
-    match e {
-        ArchiveError::NoHistory(_) => format!("{} is missing", HistoryFile(tli).name()),
-        other => other.to_string(),
-    }
 }
 
 /// Whether the WAL of the ancestors and that of a timeline meet.
@@ -56,11 +59,11 @@ fn junction(listing: &Listing, history: &History, archive: &Archive, report: &mu
     let consequence = || format!("backups of timeline {} cannot be recovered along timeline {tli}", fork.from);
     if parents_end.no() < forks_in.no() {
         let last = forks_in.previous().unwrap_or(forks_in).on(fork.from);
-        report.problem(ProblemKind::Hole, tli, Some(parents_end), missing(parents_end, last), consequence());
+        report.hole(tli, parents_end, missing(parents_end, last), consequence());
     }
     if first.no() > forks_in.no() {
         let last = first.previous().unwrap_or(first);
-        report.problem(ProblemKind::Hole, tli, Some(forks_in), missing(forks_in, last), consequence());
+        report.hole(tli, forks_in, missing(forks_in, last), consequence());
     }
 }
 
@@ -73,15 +76,27 @@ fn missing(first: Segment, last: Segment) -> String {
 }
 
 impl WalReport {
-    fn problem(
-        &mut self,
-        kind: ProblemKind,
-        timeline: TimelineId,
-        segment: Option<Segment>,
-        what: String,
-        consequence: String,
-    ) {
-        self.problems.push(Problem { timeline, kind, segment: segment.map(Segment::name), what, consequence });
+    fn no_history(&mut self, timeline: TimelineId, e: &ArchiveError) {
+        let what = match e {
+            ArchiveError::NoHistory(_) => format!("{} is missing", HistoryFile(timeline).name()),
+            other => other.to_string(),
+        };
+        let consequence = "recovery cannot go along this timeline".to_owned();
+        self.problems.push(Problem { timeline, segment: None, kind: ProblemKind::History, what, consequence });
+    }
+
+    fn hole(&mut self, timeline: TimelineId, first: Segment, what: String, consequence: String) {
+        let segment = Some(first.name());
+        self.problems.push(Problem { timeline, segment, kind: ProblemKind::Hole, what, consequence });
+    }
+
+    /// Recovery on the segment's timeline ends where the last stretch did.
+    fn end_at(&mut self, segment: Segment, kind: ProblemKind, what: String) {
+        let timeline = segment.tli();
+        let ended = self.stretches.last().filter(|stretch| stretch.timeline == timeline);
+        let to = ended.map_or_else(|| segment.start(), |stretch| stretch.to);
+        let consequence = format!("recovery from a backup that starts before it ends at {to}");
+        self.problems.push(Problem { timeline, segment: Some(segment.name()), kind, what, consequence });
     }
 }
 
@@ -102,7 +117,7 @@ impl Walk<'_> {
             if let Some(before) = before.filter(|before| before.next() != segment) {
                 self.end_stretch();
                 let last = segment.previous().unwrap_or(segment);
-                self.ends_at(ProblemKind::Hole, before.next(), missing(before.next(), last));
+                self.report.end_at(before.next(), ProblemKind::Hole, missing(before.next(), last));
             }
             tell(VerifyEvent::Segment(segment));
             self.report.segments += 1;
@@ -110,20 +125,13 @@ impl Walk<'_> {
             if !stored.complete && !is_last {
                 self.segment(segment, false);
                 self.end_stretch();
-                self.ends_at(ProblemKind::Hole, segment, format!("segment {segment} is incomplete"));
+                self.report.end_at(segment, ProblemKind::Hole, format!("segment {segment} is incomplete"));
             } else {
                 self.segment(segment, stored.complete);
             }
             before = Some(segment);
         }
         self.end_stretch();
-    }
-
-    fn ends_at(&mut self, kind: ProblemKind, first: Segment, what: String) {
-        let ended = self.report.stretches.last().filter(|stretch| stretch.timeline == first.tli());
-        let to = ended.map_or_else(|| first.start(), |stretch| stretch.to);
-        let consequence = format!("recovery from a backup that starts before it ends at {to}");
-        self.report.problem(kind, first.tli(), Some(first), what, consequence);
     }
 
     fn segment(&mut self, segment: Segment, complete: bool) {
@@ -139,7 +147,7 @@ impl Walk<'_> {
         self.chain = Some((from, chain));
         if let Some(fault) = fault {
             self.end_stretch();
-            self.ends_at(ProblemKind::Damage, segment, format!("segment {segment} is damaged: {fault}"));
+            self.report.end_at(segment, ProblemKind::Damage, format!("segment {segment} is damaged: {fault}"));
         }
     }
 
