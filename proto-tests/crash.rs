@@ -159,7 +159,7 @@ fn gone_over(image: &Simulated, server: &Server, acked: Option<walhold::wal::Pos
     world::holds(image, server, acked.unwrap_or_else(|| at(START)))?;
     let end = server.end_pos();
     let log = server.log(end.tli());
-    let resumed = archive(image).resume().map_err(|e| e.to_string())?.ok_or("nothing is held")?;
+    let resumed = archive(image).resume(None).map_err(|e| e.to_string())?.ok_or("nothing is held")?;
     let mut acks = Vec::new();
     let mut dice = Dice(1);
     let first = append(image, &mut acks, log, resumed, end.lsn().get(), BULK, &mut dice);

@@ -78,11 +78,10 @@ impl Follower {
         let last = Lsn::new(end.lsn().get().saturating_sub(1)).max(self.unsynced.start());
         let mut segment = self.unsynced;
         loop {
-            let path = match self.archive.open_segment(segment, Access::Read)? {
-                Some(reader) => reader.path().to_owned(),
-                None => self.archive.dir.join(segment.name()),
+            let Some(reader) = self.archive.open_segment(segment, Access::Read)? else {
+                return Err(ArchiveError::Gone(segment));
             };
-            let (_file, data) = self.archive.disk.open(&path, Access::Read)?.sync()?;
+            let data = reader.sync(&*self.archive.disk)?;
             let entry = self.archive.disk.sync_dir(&self.archive.dir)?;
             self.unsynced = segment;
             if segment.contains(last) {

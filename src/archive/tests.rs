@@ -31,7 +31,7 @@ impl Folder {
     }
 
     fn begin(&self) -> Resumption {
-        match self.archive.resume().unwrap() {
+        match self.archive.resume(None).unwrap() {
             Some(resumption) => resumption,
             None => self.archive.begin(&History::first(), self.segment(3)).unwrap(),
         }
@@ -291,7 +291,7 @@ fn another_clusters_folder_is_refused() {
     fs::write(folder.dir.path().join("000000010000000000000003"), &log.bytes[..SIZE as usize]).unwrap();
     let other =
         Archive::new(folder.dir.path().to_owned(), Arc::new(Real::new()), folder.archive.size(), Some(78), 0o600);
-    assert!(matches!(other.resume(), Err(ResumeError::OtherCluster { held: SYSTEM, server: 78 })));
+    assert!(matches!(other.resume(None), Err(ResumeError::OtherCluster { held: SYSTEM, server: 78 })));
 }
 
 fn backup_of(log: &Log) -> (Lsn, Pos) {

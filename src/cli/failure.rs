@@ -132,7 +132,10 @@ impl From<ArchiveError> for Failure {
     fn from(e: ArchiveError) -> Self {
         match &e {
             ArchiveError::Disk(e) => e.into(),
-            ArchiveError::Decode { .. } | ArchiveError::NoHistory(_) | ArchiveError::History { .. } => {
+            ArchiveError::Decode { .. }
+            | ArchiveError::Gone(_)
+            | ArchiveError::NoHistory(_)
+            | ArchiveError::History { .. } => {
                 Self::error(e.to_string()).exit(Exit::NotUsable).hint("walhold verify shows what is damaged")
             }
         }
@@ -222,6 +225,12 @@ impl From<BackupError> for Failure {
             BackupError::ReceiverBehind { .. } => {
                 failure.hint("look at the receiver's log; with no receiver running, backup streams the WAL itself")
             }
+            BackupError::StreamBehind { .. } => {
+                failure.hint("it needs a second connection to the server (max_wal_senders), and room in the repository")
+            }
+            BackupError::StartNotHeld { .. } => failure.hint(
+                "a standby's backup begins at its last restartpoint: run walhold receive beside it, or back the primary up",
+            ),
             BackupError::Waiting { .. } => failure.exit(Exit::NotUsable).hint(
                 "its files are kept, and it is not offered for restore; look at the receiver's log, then back up again",
             ),

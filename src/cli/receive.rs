@@ -137,6 +137,9 @@ fn log(event: &Event) {
         Event::AfterHole(at) => {
             warn!("the archive has a hole before the stretch that ends at {at}; walhold verify shows it");
         }
+        Event::Filling(at) => {
+            info!("the archive has a hole from {at} on, and the slot still keeps its WAL: filling it")
+        }
         Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
         Event::RemoteApply => warn!(
             "synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever; \
