@@ -254,7 +254,7 @@ fn p2_zeros_at_a_segments_end_do_not_pass_for_an_open_record() {
 fn a_follower_does_not_take_zeros_for_an_open_record() {
     let (folder, (log, cut)) = (Folder::new(), cut_in_the_last_page());
     let mut writer = folder.begin().writer;
-    let mut follower = Follower::new(folder.archive.clone(), History::first(), Lsn::new(START));
+    let mut follower = Follower::new(folder.archive.clone(), History::first(), Lsn::new(START + 1));
     for upto in [cut, log.at()] {
         feed(&mut writer, &log, upto, 100_000);
         let _ = writer.settle().unwrap();
