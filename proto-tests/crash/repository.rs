@@ -36,7 +36,7 @@ fn open(disk: &Simulated) -> Result<Repository, RepositoryError> {
 
 /// All images of a power cut, and the disk as a process leaves it that is killed.
 fn ends(disk: &Simulated, k: usize) -> Vec<Simulated> {
-    disk.crash_images(seed() ^ k as u64, 4).chain([disk.after(0)]).collect()
+    disk.crash_images(seed() ^ k as u64, 24).chain([disk.after(0)]).collect()
 }
 
 /// A repository is there or it is not; one that was made opens, and one that was not can be made,

@@ -42,13 +42,14 @@ impl Follower {
     pub fn advance(&mut self) -> Result<Followed, ArchiveError> {
         loop {
             let segment = self.route.segment_at(self.chain.at(), self.archive.size);
-            let Some(mut reader) = self.archive.open_segment(segment, Access::Read)? else {
+            let Some(mut reader) = self.archive.open_segment(segment, Access::ReadDirect)? else {
                 return Ok(self.followed(Stopped::Missing(segment)));
             };
             let mut further = self.chain.clone();
             let stopped = walk_segment(&mut reader, &mut further, segment.end(), &mut |_| {})?;
             let whole = match stopped {
-                Stopped::Reached => {
+                // In a partial, zeros that are yet to be written may pass for data of an open record.
+                Stopped::Reached if !reader.form().partial || further.whole() == segment.end() => {
                     self.chain = further;
                     continue;
                 }
@@ -57,7 +58,7 @@ impl Follower {
             };
             // A chain that has met what does not belong cannot go on: walk again up to there.
             if whole > self.chain.at()
-                && let Some(mut reader) = self.archive.open_segment(segment, Access::Read)?
+                && let Some(mut reader) = self.archive.open_segment(segment, Access::ReadDirect)?
             {
                 let mut further = self.chain.clone();
                 if walk_segment(&mut reader, &mut further, whole, &mut |_| {})? == Stopped::Reached {

@@ -207,7 +207,8 @@ impl Archive {
         let mut through = chain.clone();
         let stopped = walk_segment(&mut reader, &mut through, segment.end(), &mut |_| {})?;
         let valid = match stopped {
-            Stopped::Reached if full_size => {
+            // Where a record is open at the end, zeros that were never written may pass for its data.
+            Stopped::Reached if full_size && through.whole() == segment.end() => {
                 let file = self.disk.open(&path, Access::WriteDirect)?;
                 let complete = Form { partial: false, ..form };
                 let _published = self.disk.publish(file, &path, &self.path_of(segment, complete))?;

@@ -215,10 +215,53 @@ fn partials_of_odd_size_and_compressed_ones_are_received_anew() {
 
 #[test]
 fn a_whole_partial_is_completed() {
-    let (log, folder) = (log(), Folder::new());
-    fs::write(folder.dir.path().join("000000010000000000000003.partial"), &log.bytes[..SIZE as usize]).unwrap();
+    let folder = Folder::new();
+    let mut log = Log::new(START, SIZE, 1, SYSTEM);
+    log.record(10, 0, &[5; 500_000]);
+    log.switch();
+    assert_eq!(log.at(), START + SIZE);
+    fs::write(folder.dir.path().join("000000010000000000000003.partial"), &log.bytes).unwrap();
     assert_eq!(folder.begin().start.lsn().get(), START + SIZE);
     assert_eq!(folder.names(), ["000000010000000000000003"]);
+}
+
+/// A record that goes past the segment's end, of which the last bytes in the segment have not come:
+/// the zeros in their place look like data until the next segment ends it.
+fn cut_in_the_last_page() -> (Log, u64) {
+    let mut log = Log::new(START, SIZE, 1, SYSTEM);
+    log.record(10, 0, &[5; 1_000_000]);
+    log.record(10, 0, &[6; 200_000]);
+    (log, START + SIZE - 3000)
+}
+
+/// P2: nothing bears a final name that has not all come.
+#[test]
+fn p2_zeros_at_a_segments_end_do_not_pass_for_an_open_record() {
+    let (folder, (log, cut)) = (Folder::new(), cut_in_the_last_page());
+    let mut writer = folder.begin().writer;
+    feed(&mut writer, &log, cut, 100_000);
+    let _ = writer.settle().unwrap().unwrap();
+    drop(writer);
+    let Resumption { start, old, mut writer, .. } = folder.begin();
+    assert_eq!((start.lsn().get(), old.unwrap().touched.get()), (START, cut));
+    assert_eq!(folder.names(), ["000000010000000000000003.partial"]);
+    feed(&mut writer, &log, log.at(), 100_000);
+    let _ = writer.settle().unwrap().unwrap();
+    folder.assert_holds(&log, log.at());
+}
+
+#[test]
+fn a_follower_does_not_take_zeros_for_an_open_record() {
+    let (folder, (log, cut)) = (Folder::new(), cut_in_the_last_page());
+    let mut writer = folder.begin().writer;
+    let mut follower = Follower::new(folder.archive.clone(), History::first(), Lsn::new(START));
+    for upto in [cut, log.at()] {
+        feed(&mut writer, &log, upto, 100_000);
+        let _ = writer.settle().unwrap();
+        let whole = if upto == cut { log.starts[1] } else { log.at() };
+        assert_eq!(follower.advance().unwrap().whole.get(), whole);
+        assert_eq!(follower.settle().unwrap().pos().lsn().get(), whole);
+    }
 }
 
 #[test]
