@@ -45,7 +45,7 @@ pub(crate) fn under_load(room: &Room) -> Outcome {
     Load::prepare(&primary);
     let repo = room.path("repo");
     let receiver = receive(room, &repo, &primary.conninfo(), &["--synchronous"]);
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&primary);
     primary.require_standby("walhold");
     let load = Load::start(&primary, 3);
     load.wait_for_more(100);
@@ -73,7 +73,7 @@ pub(crate) fn idle_beside_receiver(room: &Room) -> Outcome {
     let primary = Cluster::with(room, "primary", &Setup { segment_mb: 16, ..Setup::default() });
     let repo = room.path("repo");
     let receiver = receive(room, &repo, &primary.conninfo(), &[]);
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&primary);
     sealed_at_once(room, &repo, &primary);
     receiver.terminate().expect(0);
     restored(room, &repo, "restored");
@@ -141,7 +141,7 @@ pub(crate) fn of_standby(room: &Room) -> Outcome {
     load.wait_for_more(200);
     let repo = room.path("repo");
     let receiver = receive(room, &repo, &standby.conninfo(), &[]);
-    standby.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&standby);
     backup(room, &repo, &standby).expect(0);
     load.wait_for_more(200);
     let acknowledged = load.finish();
@@ -161,7 +161,7 @@ pub(crate) fn standby(room: &Room) -> Outcome {
     primary.rows("create table news (n int)");
     let repo = room.path("repo");
     let receiver = receive(room, &repo, &primary.conninfo(), &[]);
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&primary);
     backup(room, &repo, &primary).expect(0);
     let data = room.path("standby-data");
     restore(room, &repo, &data, &["--standby"]).expect(0);
@@ -184,7 +184,7 @@ pub(crate) fn missing_segment(room: &Room) -> Outcome {
     Load::prepare(&primary);
     let repo = room.path("repo");
     let receiver = receive(room, &repo, &primary.conninfo(), &[]);
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&primary);
     let load = Load::start(&primary, 2);
     backup(room, &repo, &primary).expect(0);
     load.finish();

@@ -232,15 +232,6 @@ impl<'a> Cluster<'a> {
         self.rows("select pg_switch_wal()");
     }
 
-    /// Waits until a receiver of this name streams.
-    #[track_caller]
-    pub(crate) fn wait_for_receiver(&self, application: &str) {
-        let sql = format!(
-            "select count(*) from pg_stat_replication where application_name = '{application}' and state = 'streaming'"
-        );
-        wait_until(&format!("{application} to stream"), SOON, || self.sql(&sql) != "0");
-    }
-
     /// Waits until nobody streams.
     #[track_caller]
     pub(crate) fn wait_for_no_receiver(&self) {

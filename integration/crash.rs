@@ -1,12 +1,13 @@
 //! P1 and P3 through `kill -9` at random moments.
 
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::backup::{backup, restored, verify};
 use crate::cluster::Cluster;
 use crate::load::{Load, compare};
 use crate::program::{receive, run, start, walhold};
-use crate::room::{Outcome, Room};
+use crate::room::{Outcome, Room, SOON, wait_until};
 use crate::stock::{amcheck, assert_contiguous, names};
 
 /// How often: a few times in an ordinary run, more when asked for.
@@ -42,7 +43,7 @@ pub(crate) fn receive_killed(room: &Room) -> Outcome {
     let repo = room.path("repo");
     let stream = || receive(room, &repo, &primary.conninfo(), &["--synchronous"]);
     let mut receiver = stream();
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&primary);
     backup(room, &repo, &primary).expect(0);
     primary.require_standby("walhold");
     let load = Load::start(&primary, 3);
@@ -65,44 +66,66 @@ pub(crate) fn receive_killed(room: &Room) -> Outcome {
     Ok(())
 }
 
-/// Backups are killed at any moment; none of them is ever offered, and the next one is whole.
+/// Backups beside a receiver are killed at any moment; none of them is ever offered, and the next one is whole.
 pub(crate) fn backup_killed(room: &Room) -> Outcome {
     let primary = Cluster::new(room, "primary");
-    Load::prepare(&primary);
-    primary.rows("create table bulk as select i, repeat(md5(i::text), 30) from generate_series(1, 60000) i");
     let repo = room.path("repo");
     let receiver = receive(room, &repo, &primary.conninfo(), &[]);
-    primary.wait_for_receiver("walhold");
-    let load = Load::start(&primary, 2);
-    let begun = Instant::now();
-    backup(room, &repo, &primary).expect(0);
-    let whole = begun.elapsed();
-    let sealed = names(&repo.join("backups"));
-    assert_eq!(sealed.len(), 1);
-    let mut moments = Moments::new();
-    for _ in 0..rounds() {
-        let running = start(walhold(room, "backup").arg("--repo").arg(&repo).args(["-d", &primary.conninfo()]));
-        moments.sleep(whole.mul_f64(0.9));
-        if !running.kill().killed() {
-            continue; // it was faster this time, and is sealed
-        }
-        only_sealed_are_offered(room, &repo);
-    }
-    backup(room, &repo, &primary).expect(0);
-    only_sealed_are_offered(room, &repo);
+    receiver.wait_until_it_streams(&primary);
+    let load = kill_backups(room, &primary, &repo);
     load.wait_for_more(50);
     let acknowledged = load.finish();
     primary.wait_for_slot("walhold", primary.flushed());
     receiver.terminate().expect(0);
-    assert_eq!(primary.sql("select count(*) from pg_replication_slots"), "1", "a slot was left behind");
-    let server = restored(room, &repo, "restored");
-    compare(&acknowledged, &server);
+    compare(&acknowledged, &restored(room, &repo, "restored"));
+    slots_become(&primary, "1");
     Ok(())
+}
+
+/// The same where the backup's own session captures the WAL.
+pub(crate) fn backup_killed_alone(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    let repo = room.path("repo");
+    let load = kill_backups(room, &primary, &repo);
+    load.finish();
+    let server = restored(room, &repo, "restored");
+    compare(&[], &server);
+    amcheck(room, &server);
+    slots_become(&primary, "0");
+    Ok(())
+}
+
+fn kill_backups(room: &Room, primary: &Cluster<'_>, repo: &Path) -> Load {
+    Load::prepare(primary);
+    primary.rows("create table bulk as select i, repeat(md5(i::text), 30) from generate_series(1, 60000) i");
+    let load = Load::start(primary, 2);
+    let begun = Instant::now();
+    backup(room, repo, primary).expect(0);
+    let whole = begun.elapsed();
+    let mut moments = Moments::new();
+    for _ in 0..rounds() {
+        let running = start(walhold(room, "backup").arg("--repo").arg(repo).args(["-d", &primary.conninfo()]));
+        moments.sleep(whole.mul_f64(0.9));
+        if running.kill().killed() {
+            only_sealed_are_offered(room, repo);
+        } // else it was faster this time, and is sealed
+    }
+    backup(room, repo, primary).expect(0);
+    only_sealed_are_offered(room, repo);
+    load
+}
+
+/// A dead session's slot goes when the server notices.
+#[track_caller]
+fn slots_become(primary: &Cluster<'_>, count: &str) {
+    wait_until("the slots of killed backups to go", SOON, || {
+        primary.sql("select count(*) from pg_replication_slots") == count
+    });
 }
 
 /// What `list --json` calls complete must be what has a seal, and all of it must be usable.
 #[track_caller]
-fn only_sealed_are_offered(room: &Room, repo: &std::path::Path) {
+fn only_sealed_are_offered(room: &Room, repo: &Path) {
     let backups = repo.join("backups");
     let listed = run(walhold(room, "list").arg("--repo").arg(repo).arg("--json")).expect(0);
     let document: serde_json::Value = serde_json::from_str(&listed.out).unwrap_or_else(|e| panic!("{e}\n{listed}"));

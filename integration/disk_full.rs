@@ -43,8 +43,8 @@ pub(crate) fn receive_on_small_disk(room: &Room) -> Outcome {
     let mut primary = Cluster::new(room, "primary");
     primary.rows("create table bulk (i int, t text)");
     let repo = disk.0.join("repo");
-    let mut receiver = receive(room, &repo, &primary.conninfo(), &[]);
-    primary.wait_for_receiver("walhold");
+    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    receiver.wait_until_it_streams(&primary);
     primary.rows("insert into bulk select i, repeat(md5(i::text), 10) from generate_series(1, 40000) i"); // some 15 MB
     receiver.wait_for("No space left");
     primary.wait_for_no_receiver();

@@ -48,7 +48,7 @@ fn traced(room: &Room, primary: &Cluster<'_>, wal: &Path, name: &str, end: impl 
     let mut command = strace(room, &calls);
     command.arg(room.program()).args(walhold(room, "receive").get_args()).arg("-D").arg(wal);
     let receiver = start(command.args(["--slot", "s", "--synchronous", "-d", &primary.conninfo()]));
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(primary);
     let begin = primary.flushed();
     wait_until("a segment's end", SOON, || primary.flushed().0 > begin.0 + SEGMENT);
     end(receiver);

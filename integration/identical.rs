@@ -61,7 +61,7 @@ pub(crate) fn waldump(room: &Room) -> Outcome {
     Load::prepare(&primary);
     let repo = room.path("repo");
     let receiver = receive(room, &repo, &primary.conninfo(), &[]);
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&primary);
     let load = Load::start(&primary, 3);
     load.wait_for_more(300);
     primary.switch_segment();

@@ -1,5 +1,6 @@
 //! Running walhold, and the stock tools, as a user would.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cluster::Cluster;
 use crate::room::{Room, SOON, wait_until};
 
 /// No command of these tests should take longer; one that does hangs.
@@ -42,7 +44,7 @@ pub(crate) fn start(command: &mut Command) -> Running {
     let mut child = command.spawn().unwrap_or_else(|e| panic!("{line}: {e}"));
     let out = Capture::of(child.stdout.take().unwrap());
     let err = Capture::of(child.stderr.take().unwrap());
-    Running { child, line, out, err }
+    Running { child: RefCell::new(child), line, out, err }
 }
 
 fn spell(command: &Command) -> String {
@@ -88,7 +90,7 @@ impl Capture {
 /// A command in the background. Dropped, it is killed.
 #[derive(Debug)]
 pub(crate) struct Running {
-    child: Child,
+    child: RefCell<Child>,
     line: String,
     out: Capture,
     err: Capture,
@@ -97,7 +99,7 @@ pub(crate) struct Running {
 impl Running {
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.borrow().id()
     }
 
     /// What it has written to standard error so far.
@@ -107,7 +109,7 @@ impl Running {
 
     /// Waits until standard error has `text`; it must not end before that.
     #[track_caller]
-    pub(crate) fn wait_for(&mut self, text: &str) {
+    pub(crate) fn wait_for(&self, text: &str) {
         wait_until(&format!("{:?} from {}", text, self.line), SOON, || {
             let seen = self.err().contains(text);
             assert!(seen || self.runs(), "{} ended without {text:?}:\n{}", self.line, self.err());
@@ -115,9 +117,19 @@ impl Running {
         });
     }
 
+    /// Waits until it streams from this server as `walhold`.
+    #[track_caller]
+    pub(crate) fn wait_until_it_streams(&self, server: &Cluster<'_>) {
+        let sql = "select count(*) from pg_stat_replication where application_name = 'walhold' and state = 'streaming'";
+        wait_until(&format!("{} to stream", self.line), SOON, || {
+            assert!(self.runs(), "{} ended:\n{}", self.line, self.err());
+            server.sql(sql) != "0"
+        });
+    }
+
     /// Whether it has not ended.
-    pub(crate) fn runs(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+    pub(crate) fn runs(&self) -> bool {
+        self.child.borrow_mut().try_wait().unwrap().is_none()
     }
 
     /// `kill -9`.
@@ -133,7 +145,7 @@ impl Running {
 
     #[track_caller]
     fn end_by(self, signal: Signal) -> Ended {
-        let _ = kill_process(Pid::from_child(&self.child), signal);
+        let _ = kill_process(Pid::from_child(&self.child.borrow()), signal);
         self.wait(SOON)
     }
 
@@ -145,15 +157,15 @@ impl Running {
             assert!(Instant::now() < end, "no end after {limit:?}: {}\n{}", self.line, self.err());
             std::thread::sleep(Duration::from_millis(10));
         }
-        let status = self.child.wait().unwrap();
+        let status = self.child.get_mut().wait().unwrap();
         Ended { line: self.line.clone(), status, out: self.out.whole(), err: self.err.whole() }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.child.get_mut().kill();
+        let _ = self.child.get_mut().wait();
     }
 }
 

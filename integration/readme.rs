@@ -44,7 +44,7 @@ pub(crate) fn commands_work(room: &Room) -> Outcome {
         let mut command = shell(room, &primary, line);
         if line.starts_with("walhold receive") {
             receiver = Some(start(&mut command));
-            primary.wait_for_receiver("walhold");
+            receiver.as_ref().unwrap().wait_until_it_streams(&primary);
         } else {
             run(&mut command).expect(0);
         }

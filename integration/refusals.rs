@@ -62,7 +62,7 @@ pub(crate) fn credentials(room: &Room) -> Outcome {
     room.write(&pass, "*:*:*:locked:right\n");
     let with_file = format!("{} passfile={}", as_user("locked"), pass.display());
     let receiver = receive(room, &repo, &with_file, &[]);
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&primary);
     receiver.terminate().expect(0);
     fs::set_permissions(&pass, fs::Permissions::from_mode(0o644)).unwrap();
     try_receive(room, &repo, &with_file, &[]).refused(1, &["password"]);
@@ -79,7 +79,7 @@ pub(crate) fn slots(room: &Room) -> Outcome {
     assert_nothing_half_made(room, &repo);
     assert_eq!(primary.sql("select count(*) from pg_replication_slots"), "0");
     let holder = receive(room, &room.path("other"), &conninfo, &["--slot", "taken", "--ensure-slot"]);
-    primary.wait_for_receiver("walhold");
+    holder.wait_until_it_streams(&primary);
     try_receive(room, &repo, &conninfo, &["--slot", "taken"]).refused(1, &["taken", "active"]);
     assert_nothing_half_made(room, &repo);
     primary.rows("select pg_create_logical_replication_slot('logical', 'pgoutput')");
@@ -94,8 +94,8 @@ pub(crate) fn slots(room: &Room) -> Outcome {
 pub(crate) fn second_receiver(room: &Room) -> Outcome {
     let primary = Cluster::new(room, "primary");
     let (repo, conninfo) = (room.path("repo"), primary.conninfo());
-    let mut first = receive(room, &repo, &conninfo, &[]);
-    primary.wait_for_receiver("walhold");
+    let first = receive(room, &repo, &conninfo, &[]);
+    first.wait_until_it_streams(&primary);
     let before = names(&repo.join("wal"));
     let pid = first.pid().to_string();
     try_receive(room, &repo, &conninfo, &["--slot", "second", "--ensure-slot"]).refused(1, &["lock", &pid]);

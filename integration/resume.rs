@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::backup::backup;
+use crate::backup::{backup, restored, verify};
 use crate::cluster::{Cluster, Lsn, Setup, Stop};
 use crate::load::Load;
 use crate::program::{Running, receive, run, walhold};
@@ -28,7 +28,7 @@ fn resumes(room: &Room, end: impl Fn(Running)) -> Outcome {
     let load = Load::start(&primary, 2);
     for _ in 0..4 {
         let receiver = receive(room, &repo, &primary.conninfo(), &[]);
-        primary.wait_for_receiver("walhold");
+        receiver.wait_until_it_streams(&primary);
         load.wait_for_more(100);
         let before = primary.slot_position("walhold");
         end(receiver);
@@ -58,6 +58,26 @@ pub(crate) fn gap(room: &Room) -> Outcome {
     let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &primary.conninfo()]));
     said.refused(3, &[&held.to_string()]).says("walhold backup");
     assert_eq!(contents(&repo.join("wal")), before, "a refused receiver wrote");
+    Ok(())
+}
+
+/// After the WAL behind a backup is gone, a new backup lets receiving go on, as the refusal says.
+pub(crate) fn after_island(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    let repo = room.path("repo");
+    backup(room, &repo, &primary).expect(0);
+    recycle(&primary, primary.flushed());
+    let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &primary.conninfo()]));
+    said.refused(3, &[]).says("walhold backup");
+    backup(room, &repo, &primary).expect(0);
+    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    receiver.wait_until_it_streams(&primary);
+    primary.rows("create table late as select 42 as answer");
+    let end = primary.flushed();
+    primary.wait_for_slot("walhold", end);
+    receiver.terminate().expect(0);
+    assert_eq!(verify(room, &repo).out.matches(" USABLE").count(), 2);
+    assert_eq!(restored(room, &repo, "restored").sql("select answer from late"), "42");
     Ok(())
 }
 
@@ -135,7 +155,7 @@ pub(crate) fn standby_behind(room: &Room) -> Outcome {
     primary.stop(Stop::Fast);
     standby.start();
     standby.rows("select pg_create_physical_replication_slot('walhold', true)");
-    let mut receiver = receive(room, &repo, &standby.conninfo(), &[]);
+    let receiver = receive(room, &repo, &standby.conninfo(), &[]);
     receiver.wait_for(&held.to_string());
     primary.start();
     primary.rows("create table more as select i from generate_series(1, 1000) i");
@@ -150,7 +170,7 @@ pub(crate) fn standby_behind(room: &Room) -> Outcome {
 #[track_caller]
 fn receive_some(room: &Room, primary: &Cluster<'_>, repo: &Path) -> Lsn {
     let receiver = receive(room, repo, &primary.conninfo(), &[]);
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(primary);
     primary.switch_segment();
     primary.rows("create table little as select i from generate_series(1, 1000) i");
     let end = primary.flushed();

@@ -22,8 +22,8 @@ fn round(room: &Room, synchronous: bool) -> Outcome {
     Load::prepare(&primary);
     let repo = room.path(&format!("{name}-repo"));
     let more: &[&str] = if synchronous { &["--synchronous"] } else { &[] };
-    let mut receiver = receive(room, &repo, &primary.conninfo(), more);
-    primary.wait_for_receiver("walhold");
+    let receiver = receive(room, &repo, &primary.conninfo(), more);
+    receiver.wait_until_it_streams(&primary);
     if synchronous {
         primary.require_standby("walhold");
     }
@@ -34,7 +34,7 @@ fn round(room: &Room, synchronous: bool) -> Outcome {
     assert!(receiver.runs(), "{}", receiver.err());
     let end = shutdown_end(&primary);
     primary.start();
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&primary);
     // The server writes a slot's position down before the receiver's last word, and hears it again.
     primary.wait_for_slot("walhold", end);
     load.wait_for_more(50);

@@ -15,7 +15,7 @@ pub(crate) fn promotion(room: &Room) -> Outcome {
     let standby = primary.standby("standby");
     let repo = room.path("repo");
     let receiver = receive(room, &repo, &standby.conninfo(), &[]);
-    standby.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&standby);
     primary.rows("create table before as select i from generate_series(1, 30000) i");
     primary.rows("checkpoint");
     let sent = primary.flushed();

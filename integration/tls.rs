@@ -69,7 +69,7 @@ pub(crate) fn verified(room: &Room) -> Outcome {
         );
         let receiver =
             receive(room, &room.path(&format!("repo-{n}")), &conninfo, &["--slot", &format!("s{n}"), "--ensure-slot"]);
-        server.primary.wait_for_receiver("walhold");
+        receiver.wait_until_it_streams(&server.primary);
         let sql = "select s.ssl::text || ' ' || s.version from pg_stat_ssl s join pg_stat_replication r using (pid)";
         assert_eq!(server.primary.sql(sql), "true TLSv1.3", "{more}");
         receiver.terminate().expect(0);
@@ -103,7 +103,7 @@ pub(crate) fn refused(room: &Room) -> Outcome {
     let conninfo =
         format!("host=127.0.0.1 port={} user=secure password=right sslmode=verify-ca sslrootcert={ours}", server.port);
     let receiver = receive(room, &room.path("named"), &conninfo, &[]);
-    server.primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&server.primary);
     receiver.terminate().expect(0);
     // A server without TLS.
     let mut plain = Cluster::new(room, "plain");

@@ -23,7 +23,7 @@ pub(crate) fn contract(room: &Room) -> Outcome {
     let primary = Cluster::new(room, "primary");
     let (repo, wal) = (room.path("repo"), room.path("repo").join("wal"));
     let receiver = receive(room, &repo, &primary.conninfo(), &[]);
-    primary.wait_for_receiver("walhold");
+    receiver.wait_until_it_streams(&primary);
     let first = primary.sql("select pg_walfile_name(pg_current_wal_flush_lsn())");
     for _ in 0..5 {
         primary.switch_segment();
