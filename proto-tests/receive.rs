@@ -570,6 +570,12 @@ async fn an_island_begins_where_it_must_and_is_gone_on_with() {
     let (sent, node) = (log.clone(), Node::with(&log));
     let ran = client
         .against(async move |mut door, stop| {
+            // What comes next is asked for first; only when it is gone the island begins.
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.stream(false, START + SIZE, 1).await;
+            peer.send(removed()).await;
+            peer.expect_end().await;
             let mut peer = door.next().await;
             peer.introduce(&node).await;
             peer.stream(false, island, 1).await;
@@ -590,6 +596,34 @@ async fn an_island_begins_where_it_must_and_is_gone_on_with() {
     assert!(ran.events.iter().any(|event| matches!(event, Event::AfterHole(_))));
     client.assert_holds(1, &log, START, START + SIZE + 300_000);
     client.assert_holds(1, &log, island, log.at());
+}
+
+/// P2: a backup that brought its own WAL must not make a receiver pass over what its slot still keeps.
+#[tokio::test]
+async fn a_hole_that_the_slot_keeps_the_wal_of_is_filled() {
+    let log = log_to(START + 5 * SIZE + 100_000);
+    let mut client = Client::with_slot().holding(&log, START + SIZE + 300_000);
+    for n in 3..5 {
+        let bytes = &log.bytes[(n * SIZE) as usize..((n + 1) * SIZE) as usize];
+        fs::write(client.path(&format!("00000001{:016X}", START / SIZE + n)), bytes).unwrap();
+    }
+    let (sent, node) = (log.clone(), Node::with(&log));
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(START + SIZE + 200_000)).await;
+            peer.stream(true, START + SIZE, 1).await;
+            peer.send_log(&sent, START + SIZE, sent.at()).await;
+            peer.flushed(sent.at()).await;
+            stop.cancel();
+            peer.flushed(sent.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    assert!(ran.events.iter().any(|event| matches!(event, Event::Filling(_))));
+    client.assert_holds(1, &log, START, log.at());
 }
 
 /// An archive that reaches the island's start goes on at its own end.

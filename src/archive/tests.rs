@@ -353,6 +353,15 @@ fn a_follower_from_a_segments_end_needs_no_next_segment() {
     assert_eq!(follower.settle().unwrap().pos().lsn(), whole);
 }
 
+/// A receiver that began at a segment's start holds nothing before it, and nothing of it yet.
+#[test]
+fn a_follower_of_an_empty_archive_has_what_was_before_it() {
+    let folder = Folder::new();
+    let mut follower = Follower::new(folder.archive.clone(), History::first(), Lsn::new(START));
+    assert_eq!(follower.advance().unwrap().whole.get(), START);
+    assert_eq!(follower.settle().unwrap().pos().lsn().get(), START);
+}
+
 /// P5: a clone of the cluster bears the same identifier; what it sends does not follow.
 #[test]
 fn a_clones_wal_does_not_follow() {

@@ -12,9 +12,9 @@ use secrecy::SecretString;
 
 use super::Failure;
 use crate::connection::{Conninfo, Flags, Surroundings};
-use crate::disk::Real;
+use crate::disk::{Disk, Real};
 use crate::receive::{ReceiveError, Upstream};
-use crate::repository::Repository;
+use crate::repository::{Repository, RepositoryError};
 
 /// As in PostgreSQL's own programs.
 #[derive(Debug, Args)]
@@ -74,11 +74,41 @@ impl ConnectionFlags {
     }
 }
 
+/// A repository that is written to, and what was there before this command.
+pub(super) struct Opened {
+    pub(super) repository: Repository,
+    made: bool,
+    dir_made: bool,
+}
+
 /// Opens the repository of the server's cluster, or makes it.
-pub(super) fn repository(upstream: &Upstream, dir: &Path) -> Result<Repository, Failure> {
+pub(super) fn repository(upstream: &Upstream, dir: &Path) -> Result<Opened, Failure> {
+    let disk: Arc<dyn Disk> = Arc::new(Real::new());
+    let dir_made = disk.metadata(dir)?.is_none();
+    let made = matches!(
+        Repository::open(dir, Arc::clone(&disk)),
+        Err(RepositoryError::NoSuchDirectory(_) | RepositoryError::NotARepository(_))
+    );
     let group = upstream.file_mode & 0o040 != 0;
     let (system_id, size) = (upstream.system_id, upstream.segment_size);
-    Ok(Repository::open_or_create(dir, Arc::new(Real::new()), system_id, size, group, Timestamp::now())?)
+    let repository = Repository::open_or_create(dir, disk, system_id, size, group, Timestamp::now())?;
+    Ok(Opened { repository, made, dir_made })
+}
+
+impl Opened {
+    /// After a failure: nothing is left of a repository that this command made and did not use.
+    pub(super) fn clean_up(&self) {
+        if !self.made {
+            return;
+        }
+        let disk = self.repository.disk();
+        let removed = self.repository.remove_if_unused();
+        // The failure itself is what is told.
+        let empty = removed.is_ok() && disk.list(self.repository.dir()).is_ok_and(|left| left.is_empty());
+        if self.dir_made && empty {
+            let _ = disk.remove_tree(self.repository.dir());
+        }
+    }
 }
 
 fn with_password(conninfo: Conninfo) -> Result<Conninfo, Failure> {
