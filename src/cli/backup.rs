@@ -59,9 +59,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::stop()?;
     let began = Instant::now();
     let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
+    // From here on there is something to end in good order.
+    let stop = signals::stop()?;
     let opened = connect::repository(&upstream, &arguments.repo)?;
     let options = Options {
         conninfo,

@@ -58,14 +58,14 @@ impl ConnectionFlags {
         let mut conninfo = self.conninfo()?;
         let name = conninfo.application_name().unwrap_or(application_name).to_owned();
         if self.password {
-            conninfo = with_password(conninfo)?;
+            conninfo = with_password(conninfo).await?;
         }
         match Upstream::connect(&conninfo, &name).await {
             Ok(upstream) => Ok((conninfo, upstream, name)),
             Err(ReceiveError::Connect(e))
                 if e.is_password_missing() && !self.no_password && std::io::stdin().is_terminal() =>
             {
-                let conninfo = with_password(conninfo)?;
+                let conninfo = with_password(conninfo).await?;
                 let upstream = Upstream::connect(&conninfo, &name).await?;
                 Ok((conninfo, upstream, name))
             }
@@ -111,22 +111,42 @@ impl Opened {
     }
 }
 
-fn with_password(conninfo: Conninfo) -> Result<Conninfo, Failure> {
-    let ask = || -> std::io::Result<String> {
-        let terminal = File::open("/dev/tty")?;
-        let shown = tcgetattr(&terminal)?;
-        let mut hidden = shown.clone();
-        hidden.local_modes -= LocalModes::ECHO;
-        eprint!("Password for user {}: ", conninfo.user());
-        tcsetattr(&terminal, OptionalActions::Flush, &hidden)?;
-        let mut line = String::new();
-        let read = BufReader::new(&terminal).read_line(&mut line);
-        tcsetattr(&terminal, OptionalActions::Flush, &shown)?;
-        eprintln!();
-        read.map(|_| line.trim_end_matches(['\r', '\n']).to_owned())
+/// Asks on the terminal, without showing what is typed. Ctrl-C ends it and shows what is typed again.
+async fn with_password(conninfo: Conninfo) -> Result<Conninfo, Failure> {
+    let prompt = format!("Password for user {}: ", conninfo.user());
+    let (tell, asked) = tokio::sync::oneshot::channel();
+    // A thread of its own: nobody waits for it if the answer is not wanted any more.
+    std::thread::spawn(move || tell.send(ask(&prompt)));
+    let interrupted = Failure::error("stopped at the password prompt").hint("use PGPASSWORD or ~/.pgpass");
+    let answer = tokio::select! {
+        answer = asked => answer.unwrap_or_else(|e| Err(std::io::Error::other(e))),
+        _ = tokio::signal::ctrl_c() => {
+            let _ = echo(true);
+            eprintln!();
+            return Err(interrupted);
+        }
     };
-    match ask() {
+    match answer {
         Ok(password) => Ok(conninfo.with_password(SecretString::from(password))),
         Err(e) => Err(Failure::error(format!("cannot ask for a password: {e}")).hint("use PGPASSWORD or ~/.pgpass")),
     }
+}
+
+fn ask(prompt: &str) -> std::io::Result<String> {
+    let terminal = File::open("/dev/tty")?;
+    eprint!("{prompt}");
+    echo(false)?;
+    let mut line = String::new();
+    let read = BufReader::new(&terminal).read_line(&mut line);
+    echo(true)?;
+    eprintln!();
+    read.map(|_| line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// Whether the terminal shows what is typed.
+fn echo(shown: bool) -> std::io::Result<()> {
+    let terminal = File::open("/dev/tty")?;
+    let mut modes = tcgetattr(&terminal)?;
+    modes.local_modes.set(LocalModes::ECHO, shown);
+    Ok(tcsetattr(&terminal, OptionalActions::Flush, &modes)?)
 }

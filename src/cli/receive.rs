@@ -72,8 +72,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::stop()?;
     let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
+    // From here on there is something to end in good order.
+    let stop = signals::stop()?;
     let options = Options {
         conninfo,
         application_name,
