@@ -16,8 +16,9 @@ use crate::codec::Codec;
 use crate::disk::{Access, AlignedBuf, BLOCK, DiskError, File, Fill, Synced, Trouble};
 use crate::wal::{Broken, Chain, Lsn, Pos, Segment, TimelineId};
 
-/// How much gathers before it is written.
-const BUFFER: usize = 1 << 20;
+/// How much gathers before it is written, in segments that are as large. Fewer, larger direct writes
+/// keep the device busier: 4 MiB are written about half as fast again as four times 1 MiB.
+const BUFFER: u64 = 4 << 20;
 /// A segment that has been open for this long is not part of a bulk transfer: there is time to
 /// write out zeros for the next one, which makes each later sync cheaper.
 const SLOW_SEGMENT: Duration = Duration::from_millis(500);
@@ -143,7 +144,7 @@ impl Writer {
             held,
             reader: None,
             open: None,
-            tail: Tail { buffer: AlignedBuf::zeroed(BUFFER), start: segment.start(), len: 0 },
+            tail: Tail::new(segment),
             spare: Spare::default(),
         }
     }
@@ -362,6 +363,12 @@ impl Archive {
 }
 
 impl Tail {
+    fn new(segment: Segment) -> Self {
+        // A segment has 1 MiB at least and 1 GiB at most.
+        let room = usize::try_from(segment.size().bytes().min(BUFFER)).unwrap_or(BLOCK);
+        Self { buffer: AlignedBuf::zeroed(room), start: segment.start(), len: 0 }
+    }
+
     /// Gathers bytes; true if a full buffer was written.
     fn push(&mut self, mut bytes: &[u8], open: &mut Open) -> Result<bool, DiskError> {
         let mut wrote = false;
