@@ -1,4 +1,21 @@
 //! walhold: a PostgreSQL backup that can be proved.
+//!
+//! Files copied from a running server are a database only together with every WAL record written
+//! while they were copied. This crate streams that WAL, copies the files, and calls a backup complete
+//! only when it has read back every record from its start to its end.
+//!
+//! The map, from the command line down; nothing below uses anything above:
+//!
+//! * [`cli`]: one file a command; here alone is anything printed, and an exit code chosen.
+//! * [`backup`], [`receive`], [`verify`], [`restore`]: the engines. They emit events and return values.
+//! * [`repository`]: one cluster's archive and backups in a directory; names, locks, seals.
+//! * [`archive`]: a folder of WAL; the only place that can say that WAL is durable, or a backup's whole.
+//! * [`connection`]: from a connection string to a session with a server.
+//! * [`protocol`], [`wal`], [`image`]: the wire, the log, and what a base backup is made of; pure.
+//! * [`codec`]: compression by suffix.
+//! * [`disk`]: the only module that creates, syncs, renames, removes and locks.
+//!
+//! `ARCHITECTURE.md` says why it is so, and which tests hold which promise.
 
 pub mod archive;
 pub mod backup;
