@@ -159,7 +159,7 @@ fn gone_over(image: &Simulated, server: &Server, acked: Option<walhold::wal::Pos
     world::holds(image, server, acked.unwrap_or_else(|| at(START)))?;
     let end = server.end_pos();
     let log = server.log(end.tli());
-    let resumed = archive(image).resume().map_err(|e| e.to_string())?.ok_or("nothing is held")?;
+    let resumed = archive(image).resume(None).map_err(|e| e.to_string())?.ok_or("nothing is held")?;
     let mut acks = Vec::new();
     let mut dice = Dice(1);
     let first = append(image, &mut acks, log, resumed, end.lsn().get(), BULK, &mut dice);
@@ -288,7 +288,7 @@ fn each_call_fails(call: Call, fault: Fault, expected: Trouble, alignment: usize
 /// has read from the device.
 #[test]
 fn p1_a_failed_sync_is_final() {
-    for call in [Call::Sync, Call::SyncDir, Call::SyncFilesystem] {
+    for call in [Call::Sync, Call::SyncDir] {
         each_call_fails(call, Fault::Io, Trouble::Failed, BLOCK);
     }
 }
@@ -296,9 +296,7 @@ fn p1_a_failed_sync_is_final() {
 /// The same where the page cache cannot be read past: it shows what the failed sync has lost.
 #[test]
 fn p1_a_failed_sync_is_final_without_direct_io() {
-    for call in [Call::Sync, Call::SyncFilesystem] {
-        each_call_fails(call, Fault::Io, Trouble::Failed, 1);
-    }
+    each_call_fails(Call::Sync, Fault::Io, Trouble::Failed, 1);
 }
 
 #[test]

@@ -287,7 +287,7 @@ pub(crate) fn receive(
 ) -> Result<(), Failed> {
     let archive = archive(disk);
     archive.sweep()?;
-    let held = archive.resume()?;
+    let held = archive.resume(None)?;
     let first = || archive.begin(&History::first(), segment(at(START)));
     let mut resumption = held.map_or_else(first, Ok)?;
     loop {
@@ -405,7 +405,7 @@ fn opens_at_its_end(disk: &Simulated, server: &Server, acked: Option<Pos>) -> Re
     }
     let archive = archive(disk);
     archive.sweep().map_err(text)?;
-    let resumption = archive.resume().map_err(text)?;
+    let resumption = archive.resume(None).map_err(text)?;
     if let Some(Resumption { start, old, .. }) = &resumption {
         // What will not be asked for is there.
         holds(disk, server, *start)?;

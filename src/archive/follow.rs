@@ -2,7 +2,7 @@
 //! taken for it.
 
 use super::read::walk_segment;
-use super::{Archive, ArchiveError, Durable, Stopped};
+use super::{Archive, ArchiveError, Durable, Stopped, Stored};
 use crate::disk::Access;
 use crate::wal::{Chain, History, Lsn, Pos, Seed, Segment};
 
@@ -29,7 +29,10 @@ impl Follower {
     /// Begins at the start of the segment that holds the byte before `from`, on `route`'s timeline:
     /// at a segment's end the next one may not be there yet.
     pub fn new(archive: Archive, route: History, from: Lsn) -> Self {
-        let first = route.segment_at(Lsn::new(from.get().saturating_sub(1)), archive.size);
+        let before = route.segment_at(Lsn::new(from.get().saturating_sub(1)), archive.size);
+        // A receiver that began just there holds nothing before it.
+        let held = archive.list().is_ok_and(|listing| listing.stored(before) != Stored::default());
+        let first = if held { before } else { route.segment_at(from, archive.size) };
         let seed =
             Seed { start: first.start(), size: archive.size, system_id: archive.system_id, newest_tli: route.tli() };
         Self { archive, chain: Chain::new(seed), route, unsynced: first }
@@ -75,14 +78,18 @@ impl Follower {
     /// When a sync fails, or a file has gone.
     pub fn settle(&mut self) -> Result<Durable, ArchiveError> {
         let end = Pos::new(self.route.tli(), self.chain.whole());
-        let last = Lsn::new(end.lsn().get().saturating_sub(1)).max(self.unsynced.start());
+        let last = Lsn::new(end.lsn().get().saturating_sub(1));
+        if end.lsn() <= self.unsynced.start() {
+            // Nothing comes before it but what is not ours to keep.
+            let names = self.archive.disk.sync_dir(&self.archive.dir)?;
+            return Ok(Durable::new(end, &names, &names));
+        }
         let mut segment = self.unsynced;
         loop {
-            let path = match self.archive.open_segment(segment, Access::Read)? {
-                Some(reader) => reader.path().to_owned(),
-                None => self.archive.dir.join(segment.name()),
+            let Some(reader) = self.archive.open_segment(segment, Access::Read)? else {
+                return Err(ArchiveError::Gone(segment));
             };
-            let (_file, data) = self.archive.disk.open(&path, Access::Read)?.sync()?;
+            let data = reader.sync(&*self.archive.disk)?;
             let entry = self.archive.disk.sync_dir(&self.archive.dir)?;
             self.unsynced = segment;
             if segment.contains(last) {

@@ -123,6 +123,18 @@ impl Listing {
         runs
     }
 
+    /// The holes in one timeline, in order: the first segment that is missing or only begun, and the
+    /// next one that is held behind it.
+    pub fn holes(&self, tli: TimelineId) -> Vec<(Segment, Segment)> {
+        let mut holes = Vec::new();
+        let mut expected: Option<Segment> = None;
+        for (segment, stored) in self.of_timeline(tli) {
+            holes.extend(expected.filter(|expected| *expected != segment).map(|first| (first, segment)));
+            expected = Some(if stored.complete { segment.next() } else { segment });
+        }
+        holes
+    }
+
     /// The highest segment of one timeline in any form.
     pub fn last_of(&self, tli: TimelineId) -> Option<(Segment, Stored)> {
         self.of_timeline(tli).next_back()
@@ -151,6 +163,12 @@ mod tests {
         let first = TimelineId::FIRST;
         let runs: Vec<_> = listing.runs(first).iter().map(|r| (r.first.no(), r.last.no())).collect();
         assert_eq!(runs, [(1, 3), (5, 5)]);
+        let holes: Vec<_> = listing.holes(first).iter().map(|(a, b)| (a.no(), b.no())).collect();
+        assert_eq!(holes, [(4, 5)]);
+        let begun =
+            ["000000010000000000000003", "000000010000000000000004.partial", "000000010000000000000007.partial"];
+        let holes = Listing::of(begun.into_iter(), SegmentSize::DEFAULT).holes(first);
+        assert_eq!(holes.iter().map(|(a, b)| (a.no(), b.no())).collect::<Vec<_>>(), [(4, 7)]);
         assert_eq!(listing.last_of(first).map(|(s, f)| (s.no(), f.complete, f.partial)), Some((6, false, true)));
         assert_eq!(listing.histories(), [TimelineId::new(2).unwrap()]);
         assert_eq!(listing.timelines(), [first]);

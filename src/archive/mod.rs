@@ -26,7 +26,7 @@ pub use resume::{OldEnd, ResumeError, Resumption};
 pub use write::{WriteError, Writer, Wrote};
 
 use crate::disk::{Disk, DiskError};
-use crate::wal::{History, HistoryError, HistoryFile, SegmentSize, TimelineId};
+use crate::wal::{History, HistoryError, HistoryFile, Segment, SegmentSize, TimelineId};
 
 /// A history file of a server is a few lines.
 const MAX_HISTORY: u64 = 1 << 20;
@@ -55,6 +55,9 @@ pub enum ArchiveError {
         /// What the decoder says.
         source: std::io::Error,
     },
+    /// A segment was there, and is no more.
+    #[error("segment {0} was removed from the archive while it was read")]
+    Gone(Segment),
     /// A history file is needed and is not there.
     #[error("the history file of timeline {0} ({file}) is not in the archive", file = HistoryFile(*.0).name())]
     NoHistory(TimelineId),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{Archive, ArchiveError, MAX_HISTORY};
 use crate::codec::{self, Codec};
-use crate::disk::{Access, AlignedBuf, File, Trouble};
+use crate::disk::{Access, AlignedBuf, Disk, File, Synced, Trouble};
 use crate::wal::{Broken, Chain, History, HistoryFile, Lsn, Record, Segment, TimelineId};
 
 /// How much is read at a time.
@@ -83,6 +83,18 @@ impl SegmentReader {
     /// Whether it is read past the page cache.
     pub(super) fn is_direct(&self) -> bool {
         matches!(&self.source, Source::Plain(file) if file.alignment() > 1)
+    }
+
+    /// Makes the file durable, through the handle that has been read: its name may change meanwhile.
+    ///
+    /// # Errors
+    /// When the sync fails, or a compressed file has gone.
+    pub(super) fn sync(self, disk: &dyn Disk) -> Result<Synced, ArchiveError> {
+        let file = match self.source {
+            Source::Plain(file) => file,
+            Source::Decoded(_) => disk.open(&self.path, Access::Read)?,
+        };
+        Ok(file.sync()?.1)
     }
 
     /// The bytes that have been read ahead, or more if there are none; empty at the file's end.

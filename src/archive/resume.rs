@@ -27,6 +27,8 @@ pub struct Resumption {
     pub old: Option<OldEnd>,
     /// True if other WAL of the timeline lies before a hole before `start`'s run: an island.
     pub after_hole: bool,
+    /// True if WAL of the timeline lies behind a hole that begins at `start` and can be filled.
+    pub filling: bool,
     /// Takes the bytes from `start` on.
     pub writer: Writer,
 }
@@ -74,23 +76,26 @@ impl From<DiskError> for ResumeError {
 
 impl Archive {
     /// Opens the archive at its end; `None` if it holds no segment. The newest timeline is gone on
-    /// with, at the end of its last unbroken run.
+    /// with, at the end of its last unbroken run; but if the server keeps WAL for us from `kept_from`
+    /// on, a hole that ends beyond that is gone on with first: a backup that brought its own WAL must
+    /// not make a receiver pass over what it still owes.
     ///
     /// A partial that turns out to be whole is given its final name.
     ///
     /// # Errors
     /// When what is held is damaged, another cluster's, or cannot be read.
-    pub fn resume(&self) -> Result<Option<Resumption>, ResumeError> {
+    pub fn resume(&self, kept_from: Option<Lsn>) -> Result<Option<Resumption>, ResumeError> {
         let listing = self.list()?;
         let Some((last, tli)) = listing.newest_timeline().and_then(|tli| Some((listing.last_of(tli)?, tli))) else {
             return Ok(None);
         };
         let (segment, stored) = last;
         self.settle_names(segment, stored)?;
-        let first_open = if stored.complete { segment.next() } else { segment };
-        let mut resumption = self.begin(&self.route(tli)?, first_open)?;
-        resumption.after_hole = listing.runs(tli).len() > 1;
-        Ok(Some(resumption))
+        let holes = listing.holes(tli);
+        let owed = kept_from.and_then(|kept| holes.iter().find(|(_, behind)| behind.start() > kept));
+        let end = if stored.complete { segment.next() } else { segment };
+        let resumption = self.begin(&self.route(tli)?, owed.map_or(end, |(first, _)| *first))?;
+        Ok(Some(Resumption { after_hole: !holes.is_empty(), filling: owed.is_some(), ..resumption }))
     }
 
     /// Makes durable what an earlier process may have left unsynced before it could report it: the
@@ -240,7 +245,7 @@ impl Archive {
         // What was held up to the segment's start is the end if nothing of the segment itself is.
         let before = chain.last_record().map(|_| OldEnd { valid: chain.whole(), touched: segment.start() });
         let writer = Writer::new(self.clone(), segment, chain, held);
-        Resumption { start: segment.start_pos(), old: old.or(before), after_hole: false, writer }
+        Resumption { start: segment.start_pos(), old: old.or(before), after_hole: false, filling: false, writer }
     }
 
     /// Writes a partial of full size anew and lets that take its place. Where the page cache cannot

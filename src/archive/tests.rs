@@ -31,7 +31,7 @@ impl Folder {
     }
 
     fn begin(&self) -> Resumption {
-        match self.archive.resume().unwrap() {
+        match self.archive.resume(None).unwrap() {
             Some(resumption) => resumption,
             None => self.archive.begin(&History::first(), self.segment(3)).unwrap(),
         }
@@ -254,7 +254,7 @@ fn p2_zeros_at_a_segments_end_do_not_pass_for_an_open_record() {
 fn a_follower_does_not_take_zeros_for_an_open_record() {
     let (folder, (log, cut)) = (Folder::new(), cut_in_the_last_page());
     let mut writer = folder.begin().writer;
-    let mut follower = Follower::new(folder.archive.clone(), History::first(), Lsn::new(START));
+    let mut follower = Follower::new(folder.archive.clone(), History::first(), Lsn::new(START + 1));
     for upto in [cut, log.at()] {
         feed(&mut writer, &log, upto, 100_000);
         let _ = writer.settle().unwrap();
@@ -291,7 +291,7 @@ fn another_clusters_folder_is_refused() {
     fs::write(folder.dir.path().join("000000010000000000000003"), &log.bytes[..SIZE as usize]).unwrap();
     let other =
         Archive::new(folder.dir.path().to_owned(), Arc::new(Real::new()), folder.archive.size(), Some(78), 0o600);
-    assert!(matches!(other.resume(), Err(ResumeError::OtherCluster { held: SYSTEM, server: 78 })));
+    assert!(matches!(other.resume(None), Err(ResumeError::OtherCluster { held: SYSTEM, server: 78 })));
 }
 
 fn backup_of(log: &Log) -> (Lsn, Pos) {
@@ -351,6 +351,15 @@ fn a_follower_from_a_segments_end_needs_no_next_segment() {
     let whole = follower.advance().unwrap().whole;
     assert!(whole.get() > START);
     assert_eq!(follower.settle().unwrap().pos().lsn(), whole);
+}
+
+/// A receiver that began at a segment's start holds nothing before it, and nothing of it yet.
+#[test]
+fn a_follower_of_an_empty_archive_has_what_was_before_it() {
+    let folder = Folder::new();
+    let mut follower = Follower::new(folder.archive.clone(), History::first(), Lsn::new(START));
+    assert_eq!(follower.advance().unwrap().whole.get(), START);
+    assert_eq!(follower.settle().unwrap().pos().lsn().get(), START);
 }
 
 /// P5: a clone of the cluster bears the same identifier; what it sends does not follow.

@@ -12,7 +12,7 @@ use crate::image::{ControlError, Difference, LabelError, ManifestError, NameClas
 use crate::protocol::SlotNameError;
 use crate::receive::ReceiveError;
 use crate::repository::{BackupId, RepositoryError, SealError};
-use crate::wal::{Lsn, Pos};
+use crate::wal::{Lsn, Pos, Segment};
 
 /// Why a backup is not sealed. What was copied is removed, unless the error says that it waits.
 #[derive(Debug, Error)]
@@ -38,6 +38,24 @@ pub enum BackupError {
         wanted: Lsn,
         /// How long it was waited for.
         waited: Duration,
+    },
+    /// Our own stream does not bring the WAL.
+    #[error("the WAL up to {wanted} did not come within {} s: {reason}", waited.as_secs())]
+    StreamBehind {
+        /// What is needed.
+        wanted: Lsn,
+        /// How long it was waited for.
+        waited: Duration,
+        /// Why the stream was last disconnected.
+        reason: String,
+    },
+    /// The backup begins before the WAL that is held.
+    #[error("the backup starts at {start}, and segment {segment} is not in the archive")]
+    StartNotHeld {
+        /// Where it starts.
+        start: Pos,
+        /// What it needs first.
+        segment: Segment,
     },
     /// The copy is complete, and its WAL has not come. The backup stays, pending.
     #[error("backup {id} is copied and waits for WAL up to {stop}: the archive ends at {whole} and has not grown for {} s", waited.as_secs())]

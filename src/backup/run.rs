@@ -10,8 +10,8 @@ use tracing::debug;
 use super::copy::{Copied, Copying, Piece};
 use super::wal::{NotCome, Wal};
 use super::{BackupError, Event, Options};
-use crate::archive::{Archive, Durable, NotProven, Proof};
-use crate::connection::{BackupStarted, Session, SlotAnswer};
+use crate::archive::{Archive, Durable, NotProven, Proof, Stored};
+use crate::connection::{BackupStarted, Purpose, Session, SlotAnswer};
 use crate::image::{BackupSource, WalRange};
 use crate::protocol::{BackupEvent, BaseBackup, Retention, SlotKind, SlotName, SlotState};
 use crate::receive::Upstream;
@@ -19,7 +19,7 @@ use crate::repository::{
     BackupFolder, BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, PathStep, Pending, Repository,
     Seal, Sealed, SealedHistory, SealedManifest, SealedTablespace, ServerVersion, Sha256Sum, Time,
 };
-use crate::wal::{Pos, TimelineId};
+use crate::wal::{Lsn, Pos, Segment, TimelineId};
 
 /// How long a receiver may take to have what the server had when the backup began.
 const SECURING: Duration = Duration::from_secs(30);
@@ -105,12 +105,20 @@ impl<'a> Run<'a> {
         let now = self.session.identify_system().await?.position;
         let kept_from = match self.session.read_slot(slot).await? {
             SlotAnswer::Known(SlotState::Physical { restart: Some(restart) }) => restart,
-            // A server that does not tell (before 15) has it from here on in any case.
-            _ => now,
+            // Before 15 only SQL tells. What it has in any case is all from here on.
+            _ => self.query_slot(slot).await.map_or(now, |restart| now.at(restart)),
         };
         let mut wal = Wal::begin(self.repository, self.options, now, kept_from, tell).await?;
         self.held(&mut wal, now, tell).await?;
         Ok(wal)
+    }
+
+    async fn query_slot(&self, slot: &SlotName) -> Option<Lsn> {
+        let options = self.options;
+        let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name).await;
+        let sql = format!("select restart_lsn from pg_replication_slots where slot_name = '{slot}'");
+        let rows = session.ok()?.query(&sql).await.ok()?;
+        rows.first()?.first()?.as_ref()?.parse().ok()
     }
 
     /// Waits until all WAL up to `upto` is durable, as it must be before the copy is worth anything.
@@ -118,8 +126,11 @@ impl<'a> Run<'a> {
         match self.unless_stopped(wal.durable(upto, SECURING, tell)).await? {
             Ok(_) => Ok(()),
             Err(NotCome::Failed(e)) => Err(e),
-            Err(NotCome::Stalled { whole }) => {
+            Err(NotCome::Stalled { whole, own: None }) => {
                 Err(BackupError::ReceiverBehind { whole, wanted: upto.lsn(), waited: SECURING })
+            }
+            Err(NotCome::Stalled { own: Some(reason), .. }) => {
+                Err(BackupError::StreamBehind { wanted: upto.lsn(), waited: SECURING, reason })
             }
         }
     }
@@ -146,6 +157,10 @@ impl<'a> Run<'a> {
         self.durations.checkpoint = milliseconds(asked);
         wal.rewind(started.start)?;
         self.held(wal, started.start, tell).await?;
+        let first = Segment::containing(started.start, self.archive.size());
+        if self.archive.list()?.stored(first) == Stored::default() {
+            return Err(BackupError::StartNotHeld { start: started.start, segment: first });
+        }
         let folder = self.repository.begin_backup(self.start_time.0)?;
         match self.fill(&folder, wal, started, slot, config_files, tell).await {
             Ok(Ready { seal, proof, durable }) => Ok(folder.seal(seal, &proof, &durable)?),
@@ -169,7 +184,7 @@ impl<'a> Run<'a> {
     ) -> Result<Ready, BackupError> {
         let mut pending = self.pending(folder.id(), started.start);
         folder.write_pending(&pending)?;
-        let estimate = started.tablespaces.iter().map(|row| row.size_kb).sum::<Option<u64>>();
+        let estimate = started.tablespaces.iter().try_fold(0_u64, |sum, row| Some(sum.saturating_add(row.size_kb?)));
         let estimate = estimate.map(|kb| kb.saturating_mul(1024));
         tell(Event::Copying { id: folder.id(), start: started.start, estimate });
         let copy_began = Instant::now();
@@ -190,7 +205,7 @@ impl<'a> Run<'a> {
         let durable = match self.unless_stopped(wal.durable(stop, PATIENCE, tell)).await? {
             Ok(durable) => durable,
             Err(NotCome::Failed(e)) => return Err(e),
-            Err(NotCome::Stalled { whole }) => {
+            Err(NotCome::Stalled { whole, .. }) => {
                 return Err(BackupError::Waiting { id: folder.id(), stop, whole, waited: PATIENCE });
             }
         };

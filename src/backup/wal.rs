@@ -43,6 +43,8 @@ enum Way {
 struct Own {
     stop: CancellationToken,
     durable: watch::Receiver<Option<Durable>>,
+    /// Why it was last disconnected.
+    trouble: watch::Receiver<String>,
     task: JoinHandle<Result<Finished, ReceiveError>>,
 }
 
@@ -52,6 +54,8 @@ pub(super) enum NotCome {
     Stalled {
         /// Exclusive end of what is held.
         whole: Lsn,
+        /// Why a stream of our own was last disconnected; `None` where a receiver is followed.
+        own: Option<String>,
     },
     Failed(BackupError),
 }
@@ -117,6 +121,17 @@ impl<'a> Wal<'a> {
             let reached = match &mut self.way {
                 Way::Own(own) => match own.reached(upto).await? {
                     Reached::All(durable) => return Ok(durable),
+                    Reached::Upto(Lsn::ZERO) => {
+                        // Nothing new may come: what is wanted may have been held before.
+                        let route = self.archive.history(upto.tli());
+                        let Ok(route) = route else { continue };
+                        let mut look = Follower::new(self.archive.clone(), route, upto.lsn());
+                        let reached = look.advance()?.whole;
+                        if reached >= upto.lsn() {
+                            return Ok(look.settle()?);
+                        }
+                        reached
+                    }
                     Reached::Upto(lsn) => lsn,
                 },
                 // Nothing else runs meanwhile: while a receiver is followed, no stream is ours.
@@ -133,7 +148,11 @@ impl<'a> Wal<'a> {
                 (whole, since) = (reached, Instant::now());
             }
             if since.elapsed() > patience {
-                return Err(NotCome::Stalled { whole });
+                let own = match &self.way {
+                    Way::Own(own) => Some(own.trouble.borrow().clone()),
+                    Way::Followed(_) => None,
+                };
+                return Err(NotCome::Stalled { whole, own });
             }
             if since.elapsed() > DEAD {
                 self.take_over(tell).await?;
@@ -189,17 +208,18 @@ impl Own {
         };
         let stop = CancellationToken::new();
         let (tell, durable) = watch::channel(None);
+        let (explain, trouble) = watch::channel("nothing came from the server".to_owned());
         let token = stop.clone();
         let task = tokio::spawn(async move {
             let _lock = lock;
-            let mut told = |event| {
-                if let ReceiveEvent::Durable(durable) = event {
-                    tell.send_replace(Some(durable));
-                }
+            let mut told = |event| match event {
+                ReceiveEvent::Durable(durable) => drop(tell.send_replace(Some(durable))),
+                ReceiveEvent::Disconnected { reason, .. } => drop(explain.send_replace(reason)),
+                _ => {}
             };
             receive(upstream, &archive, &receive_options, &token, &mut told).await
         });
-        Ok(Self { stop, durable, task })
+        Ok(Self { stop, durable, trouble, task })
     }
 
     /// Waits a little for more to become durable.

@@ -59,10 +59,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::stop()?;
     let began = Instant::now();
     let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
-    let repository = connect::repository(&upstream, &arguments.repo)?;
+    // From here on there is something to end in good order.
+    let stop = signals::stop()?;
+    let opened = connect::repository(&upstream, &arguments.repo)?;
     let options = Options {
         conninfo,
         application_name,
@@ -77,9 +78,9 @@ async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
         who: who("backup"),
     };
     let mut teller = Teller::new();
-    let sealed = backup(&repository, upstream, &options, &stop, &mut |event| teller.tell(event)).await;
+    let sealed = backup(&opened.repository, upstream, &options, &stop, &mut |event| teller.tell(event)).await;
     teller.bar.finish_and_clear();
-    let sealed = sealed?;
+    let sealed = sealed.inspect_err(|_| opened.clean_up())?;
     report(sealed.seal(), began, arguments.json)
 }
 
@@ -94,8 +95,8 @@ fn report(seal: &Seal, began: Instant, json: bool) -> Result<(), Failure> {
         return super::print_json(&Report { version: 1, backup: seal });
     }
     let stored: u64 = seal.files.iter().map(|file| file.size).sum();
-    println!(
-        "backup {} is complete: {} in {} files, stored in {}, WAL {} to {} proven, in {:.1} s",
+    super::say(&format_args!(
+        "backup {} is complete: {} in {} files, stored in {}, WAL {} to {} proven, in {:.1} s\n",
         seal.id,
         HumanBytes(seal.manifest.bytes),
         seal.manifest.files,
@@ -103,8 +104,7 @@ fn report(seal: &Seal, began: Instant, json: bool) -> Result<(), Failure> {
         seal.start.lsn(),
         seal.stop.lsn(),
         began.elapsed().as_secs_f64()
-    );
-    Ok(())
+    ))
 }
 
 /// Progress on a terminal, lines in a log.

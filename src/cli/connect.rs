@@ -12,9 +12,9 @@ use secrecy::SecretString;
 
 use super::Failure;
 use crate::connection::{Conninfo, Flags, Surroundings};
-use crate::disk::Real;
+use crate::disk::{Disk, Real};
 use crate::receive::{ReceiveError, Upstream};
-use crate::repository::Repository;
+use crate::repository::{Repository, RepositoryError};
 
 /// As in PostgreSQL's own programs.
 #[derive(Debug, Args)]
@@ -58,14 +58,14 @@ impl ConnectionFlags {
         let mut conninfo = self.conninfo()?;
         let name = conninfo.application_name().unwrap_or(application_name).to_owned();
         if self.password {
-            conninfo = with_password(conninfo)?;
+            conninfo = with_password(conninfo).await?;
         }
         match Upstream::connect(&conninfo, &name).await {
             Ok(upstream) => Ok((conninfo, upstream, name)),
             Err(ReceiveError::Connect(e))
                 if e.is_password_missing() && !self.no_password && std::io::stdin().is_terminal() =>
             {
-                let conninfo = with_password(conninfo)?;
+                let conninfo = with_password(conninfo).await?;
                 let upstream = Upstream::connect(&conninfo, &name).await?;
                 Ok((conninfo, upstream, name))
             }
@@ -74,29 +74,79 @@ impl ConnectionFlags {
     }
 }
 
-/// Opens the repository of the server's cluster, or makes it.
-pub(super) fn repository(upstream: &Upstream, dir: &Path) -> Result<Repository, Failure> {
-    let group = upstream.file_mode & 0o040 != 0;
-    let (system_id, size) = (upstream.system_id, upstream.segment_size);
-    Ok(Repository::open_or_create(dir, Arc::new(Real::new()), system_id, size, group, Timestamp::now())?)
+/// A repository that is written to, and what was there before this command.
+pub(super) struct Opened {
+    pub(super) repository: Repository,
+    made: bool,
+    dir_made: bool,
 }
 
-fn with_password(conninfo: Conninfo) -> Result<Conninfo, Failure> {
-    let ask = || -> std::io::Result<String> {
-        let terminal = File::open("/dev/tty")?;
-        let shown = tcgetattr(&terminal)?;
-        let mut hidden = shown.clone();
-        hidden.local_modes -= LocalModes::ECHO;
-        eprint!("Password for user {}: ", conninfo.user());
-        tcsetattr(&terminal, OptionalActions::Flush, &hidden)?;
-        let mut line = String::new();
-        let read = BufReader::new(&terminal).read_line(&mut line);
-        tcsetattr(&terminal, OptionalActions::Flush, &shown)?;
-        eprintln!();
-        read.map(|_| line.trim_end_matches(['\r', '\n']).to_owned())
+/// Opens the repository of the server's cluster, or makes it.
+pub(super) fn repository(upstream: &Upstream, dir: &Path) -> Result<Opened, Failure> {
+    let disk: Arc<dyn Disk> = Arc::new(Real::new());
+    let dir_made = disk.metadata(dir)?.is_none();
+    let made = matches!(
+        Repository::open(dir, Arc::clone(&disk)),
+        Err(RepositoryError::NoSuchDirectory(_) | RepositoryError::NotARepository(_))
+    );
+    let group = upstream.file_mode & 0o040 != 0;
+    let (system_id, size) = (upstream.system_id, upstream.segment_size);
+    let repository = Repository::open_or_create(dir, disk, system_id, size, group, Timestamp::now())?;
+    Ok(Opened { repository, made, dir_made })
+}
+
+impl Opened {
+    /// After a failure: nothing is left of a repository that this command made and did not use.
+    pub(super) fn clean_up(&self) {
+        if !self.made {
+            return;
+        }
+        let disk = self.repository.disk();
+        let removed = self.repository.remove_if_unused();
+        // The failure itself is what is told.
+        let empty = removed.is_ok() && disk.list(self.repository.dir()).is_ok_and(|left| left.is_empty());
+        if self.dir_made && empty {
+            let _ = disk.remove_tree(self.repository.dir());
+        }
+    }
+}
+
+/// Asks on the terminal, without showing what is typed. Ctrl-C ends it and shows what is typed again.
+async fn with_password(conninfo: Conninfo) -> Result<Conninfo, Failure> {
+    let prompt = format!("Password for user {}: ", conninfo.user());
+    let (tell, asked) = tokio::sync::oneshot::channel();
+    // A thread of its own: nobody waits for it if the answer is not wanted any more.
+    std::thread::spawn(move || tell.send(ask(&prompt)));
+    let interrupted = Failure::error("stopped at the password prompt").hint("use PGPASSWORD or ~/.pgpass");
+    let answer = tokio::select! {
+        answer = asked => answer.unwrap_or_else(|e| Err(std::io::Error::other(e))),
+        _ = tokio::signal::ctrl_c() => {
+            let _ = echo(true);
+            eprintln!();
+            return Err(interrupted);
+        }
     };
-    match ask() {
+    match answer {
         Ok(password) => Ok(conninfo.with_password(SecretString::from(password))),
         Err(e) => Err(Failure::error(format!("cannot ask for a password: {e}")).hint("use PGPASSWORD or ~/.pgpass")),
     }
+}
+
+fn ask(prompt: &str) -> std::io::Result<String> {
+    let terminal = File::open("/dev/tty")?;
+    eprint!("{prompt}");
+    echo(false)?;
+    let mut line = String::new();
+    let read = BufReader::new(&terminal).read_line(&mut line);
+    echo(true)?;
+    eprintln!();
+    read.map(|_| line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// Whether the terminal shows what is typed.
+fn echo(shown: bool) -> std::io::Result<()> {
+    let terminal = File::open("/dev/tty")?;
+    let mut modes = tcgetattr(&terminal)?;
+    modes.local_modes.set(LocalModes::ECHO, shown);
+    Ok(tcsetattr(&terminal, OptionalActions::Flush, &modes)?)
 }

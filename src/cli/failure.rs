@@ -77,8 +77,13 @@ impl Failure {
         Self { hint: hint.or(self.hint), ..self }
     }
 
-    /// Writes the lines to stderr.
-    pub fn print(&self) {
+    /// Writes the lines to stderr, or one JSON object.
+    pub fn print(&self, json: bool) {
+        if json {
+            let line = serde_json::json!({ "level": "ERROR", "message": self.message, "hint": self.hint });
+            eprintln!("{line}");
+            return;
+        }
         eprintln!("walhold: error: {}", self.message);
         if let Some(hint) = &self.hint {
             eprintln!("hint: {hint}");
@@ -132,7 +137,10 @@ impl From<ArchiveError> for Failure {
     fn from(e: ArchiveError) -> Self {
         match &e {
             ArchiveError::Disk(e) => e.into(),
-            ArchiveError::Decode { .. } | ArchiveError::NoHistory(_) | ArchiveError::History { .. } => {
+            ArchiveError::Decode { .. }
+            | ArchiveError::Gone(_)
+            | ArchiveError::NoHistory(_)
+            | ArchiveError::History { .. } => {
                 Self::error(e.to_string()).exit(Exit::NotUsable).hint("walhold verify shows what is damaged")
             }
         }
@@ -222,6 +230,12 @@ impl From<BackupError> for Failure {
             BackupError::ReceiverBehind { .. } => {
                 failure.hint("look at the receiver's log; with no receiver running, backup streams the WAL itself")
             }
+            BackupError::StreamBehind { .. } => {
+                failure.hint("it needs a second connection to the server (max_wal_senders), and room in the repository")
+            }
+            BackupError::StartNotHeld { .. } => failure.hint(
+                "a standby's backup begins at its last restartpoint: run walhold receive beside it, or back the primary up",
+            ),
             BackupError::Waiting { .. } => failure.exit(Exit::NotUsable).hint(
                 "its files are kept, and it is not offered for restore; look at the receiver's log, then back up again",
             ),
@@ -266,6 +280,7 @@ impl From<RestoreError> for Failure {
             RestoreError::Disk(e) => e.into(),
             RestoreError::Repository(e) | RestoreError::NotUsable(NotUsable::Repository(e)) => e.into(),
             RestoreError::Archive(e) => e.into(),
+            RestoreError::NotUsable(NotUsable::NotFound(_)) => failure.hint("walhold list shows the backups"),
             RestoreError::NotUsable(_) => {
                 failure.exit(Exit::NotUsable).hint("walhold list shows the backups; only complete ones are restored")
             }
@@ -274,9 +289,11 @@ impl From<RestoreError> for Failure {
             }
             RestoreError::Content { .. } => failure
                 .exit(Exit::NotUsable)
-                .hint("what had been laid down was removed; walhold verify shows which backups are usable"),
+                .hint("nothing was left that a server could start on; walhold verify shows which backups are usable"),
             RestoreError::Incremental(_) => failure.exit(Exit::NotUsable).hint("restore a full backup"),
-            RestoreError::NotEmpty(_) => failure.hint("name a directory that does not exist, or is empty"),
+            RestoreError::NotEmpty(_) => {
+                failure.hint("name a directory that does not exist or is empty; -T OLD=NEW puts a tablespace elsewhere")
+            }
             RestoreError::InRepository(_) | RestoreError::Overlap(..) | RestoreError::NotAbsolute(_) => {
                 failure.hint("choose another place; -T OLD=NEW moves a tablespace")
             }
@@ -309,8 +326,8 @@ fn gap_hint(gap: &Gap) -> String {
         _ => String::new(),
     };
     format!(
-        "{kept}recovery from earlier backups ends at {}: take a new backup (walhold backup), which begins a new \
-         stretch that receive goes on with",
+        "{kept}recovery from earlier backups ends at {}: take a new backup (walhold backup --repo), which begins a \
+         new stretch that receive goes on with; without a repository, begin in a new, empty folder",
         gap.held.lsn()
     )
 }

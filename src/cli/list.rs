@@ -35,17 +35,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         });
     }
     if backups.is_empty() {
-        println!("no backups");
-        return Ok(());
+        return super::say(&"no backups\n");
     }
-    println!(
-        "{:<17} {:<9} {:>4} {:>14} {:>14} {:>10} {:>10}  LABEL",
+    let head = format!(
+        "{:<17} {:<9} {:>4} {:>14} {:>14} {:>10} {:>10}  LABEL\n",
         "BACKUP", "STATE", "TLI", "START", "STOP", "DATA", "STORED"
     );
-    for entry in &backups {
-        println!("{}", line(entry));
-    }
-    Ok(())
+    super::say(&backups.iter().fold(head, |table, entry| table + &line(entry) + "\n"))
 }
 
 fn line(entry: &BackupEntry) -> String {

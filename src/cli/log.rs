@@ -21,6 +21,10 @@ enum Format {
 }
 
 impl LogFlags {
+    pub(super) fn is_json(&self) -> bool {
+        matches!(self.log_format, Format::Json)
+    }
+
     pub(super) fn start(&self) {
         let level = match self.verbose {
             0 => Level::INFO,

@@ -12,9 +12,10 @@ mod values;
 mod verify;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::restore::run_wal_get;
@@ -63,7 +64,16 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     if arguments.get(1).is_some_and(|command| command == "wal-get") {
         return run_wal_get(arguments.into_iter().skip(2)).into();
     }
-    let parsed = match Arguments::try_parse_from(arguments) {
+    // What a variable holds may be a password.
+    let grammar = Arguments::command().mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)));
+    let parsed = grammar.try_get_matches_from(arguments).and_then(|matches| {
+        let mut parsed = Arguments::from_arg_matches(&matches)?;
+        if let (Command::Receive(receive), Some((_, given))) = (&mut parsed.command, matches.subcommand()) {
+            receive.settle(given)?;
+        }
+        Ok(parsed)
+    });
+    let parsed = match parsed {
         Ok(parsed) => parsed,
         Err(e) => {
             let _ = e.print();
@@ -82,7 +92,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     match done {
         Ok(()) => Exit::Done.into(),
         Err(failure) => {
-            failure.print();
+            failure.print(parsed.log.is_json());
             failure.exit.into()
         }
     }
@@ -100,6 +110,17 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 /// Prints one document for machines on stdout.
 fn print_json<T: Serialize>(document: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(document).map_err(|e| Failure::error(format!("cannot write JSON: {e}")))?;
-    println!("{text}");
-    Ok(())
+    say(&format_args!("{text}\n"))
+}
+
+/// Writes an answer to stdout. A reader that has gone away has had enough.
+fn say(answer: &dyn std::fmt::Display) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match write!(stdout, "{answer}").and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::error(format!("cannot write the answer: {e}"))
+                .hint("what was done before stays done; check where standard output goes"))
+        }
+        _ => Ok(()),
+    }
 }

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory};
 use tracing::{debug, info, warn};
 
 use super::values::{duration, some_time, who};
@@ -22,13 +24,7 @@ const NAME: &str = "walhold";
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Repository; it is made if it is missing
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "WALHOLD_REPO",
-        conflicts_with = "directory",
-        required_unless_present = "directory"
-    )]
+    #[arg(long, value_name = "DIR", env = "WALHOLD_REPO", required_unless_present = "directory")]
     repo: Option<PathBuf>,
     /// Plain folder, as pg_receivewal writes it
     #[arg(short = 'D', long, value_name = "DIR")]
@@ -37,13 +33,13 @@ pub(super) struct Arguments {
     #[arg(short = 'S', long, value_name = "NAME", env = "WALHOLD_SLOT")]
     slot: Option<SlotName>,
     /// Use no slot: the server may then remove WAL before it has been received
-    #[arg(long, conflicts_with_all = ["slot", "ensure_slot"])]
+    #[arg(long, conflicts_with = "ensure_slot")]
     no_slot: bool,
     /// Make the slot named by --slot, with reserved WAL, if it is missing
     #[arg(long, requires = "slot")]
     ensure_slot: bool,
     /// Sync, and report it, whenever nothing more has arrived: for synchronous replication
-    #[arg(long, env = "WALHOLD_SYNCHRONOUS")]
+    #[arg(long, env = "WALHOLD_SYNCHRONOUS", value_parser = clap::builder::FalseyValueParser::new())]
     synchronous: bool,
     /// Longest time that received WAL waits for a sync
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = some_time, env = "WALHOLD_SYNC_INTERVAL")]
@@ -58,10 +54,17 @@ pub(super) struct Arguments {
     #[arg(short = 'n', long)]
     no_loop: bool,
     /// Do not wait for the storage: a power cut may then lose anything (only with -D)
-    #[arg(long, conflicts_with_all = ["repo", "synchronous"])]
+    #[arg(long, requires = "directory", conflicts_with = "synchronous")]
     no_sync: bool,
     #[command(flatten)]
     connection: connect::ConnectionFlags,
+}
+
+/// Where the WAL goes; locked while it lives.
+struct Target {
+    archive: Archive,
+    opened: Option<connect::Opened>,
+    _lock: Lock,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -69,8 +72,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
-    let stop = signals::stop()?;
     let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
+    // From here on there is something to end in good order.
+    let stop = signals::stop()?;
     let options = Options {
         conninfo,
         application_name,
@@ -82,9 +86,13 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         reconnect: !arguments.no_loop,
         island: None,
     };
-    let (archive, _lock) = arguments.archive(&upstream)?;
+    let target = arguments.target(&upstream)?;
     let mut tell = |event| log(&event);
-    match receive(upstream, &archive, &options, &stop, &mut tell).await? {
+    let finished = receive(upstream, &target.archive, &options, &stop, &mut tell).await;
+    if let (Err(_), Some(opened)) = (&finished, &target.opened) {
+        opened.clean_up();
+    }
+    match finished? {
         Finished::Stopped => info!("stopped; all that was received is durable"),
         Finished::EndPosition => info!("received WAL beyond the end position"),
     }
@@ -92,6 +100,28 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 impl Arguments {
+    /// A flag wins over a variable; two flags that contradict each other are an error.
+    pub(super) fn settle(&mut self, given: &ArgMatches) -> Result<(), clap::Error> {
+        let typed = |id| given.value_source(id) == Some(ValueSource::CommandLine);
+        let conflict = |one: &str, other: &str| {
+            let message = format!("the argument '{one}' cannot be used with '{other}'\n");
+            Err(super::Arguments::command().error(ErrorKind::ArgumentConflict, message))
+        };
+        if self.directory.is_some() {
+            if typed("repo") {
+                return conflict("--repo", "--directory");
+            }
+            self.repo = None;
+        }
+        if self.no_slot {
+            if typed("slot") {
+                return conflict("--slot", "--no-slot");
+            }
+            self.slot = None;
+        }
+        Ok(())
+    }
+
     fn slot(&self) -> Result<Slot, Failure> {
         let default = || NAME.parse().map(Slot::Ensured).map_err(|e| Failure::error(format!("{e}")));
         match &self.slot {
@@ -103,19 +133,19 @@ impl Arguments {
         }
     }
 
-    fn archive(&self, upstream: &Upstream) -> Result<(Archive, Lock), Failure> {
+    fn target(&self, upstream: &Upstream) -> Result<Target, Failure> {
         match (&self.repo, &self.directory) {
             (Some(repo), _) => {
-                let repository = connect::repository(upstream, repo)?;
-                let lock = repository.lock(&who("receive"))?;
-                Ok((repository.archive(), lock))
+                let opened = connect::repository(upstream, repo)?;
+                let lock = opened.repository.lock(&who("receive"))?;
+                Ok(Target { archive: opened.repository.archive(), opened: Some(opened), _lock: lock })
             }
             (None, Some(directory)) => self.folder(directory, upstream),
             (None, None) => Err(Failure::usage("name a repository (--repo) or a folder (-D)")),
         }
     }
 
-    fn folder(&self, directory: &Path, upstream: &Upstream) -> Result<(Archive, Lock), Failure> {
+    fn folder(&self, directory: &Path, upstream: &Upstream) -> Result<Target, Failure> {
         let disk: Arc<dyn Disk> = Arc::new(if self.no_sync { Real::without_syncs() } else { Real::new() });
         if disk.metadata(directory)?.is_none() {
             return Err(Failure::error(format!("folder {} does not exist", directory.display()))
@@ -123,7 +153,9 @@ impl Arguments {
         }
         let lock = disk.lock_dir(directory)?;
         let mode = upstream.file_mode;
-        Ok((Archive::new(directory.to_owned(), disk, upstream.segment_size, Some(upstream.system_id), mode), lock))
+        let (size, system_id) = (upstream.segment_size, Some(upstream.system_id));
+        let archive = Archive::new(directory.to_owned(), disk, size, system_id, mode);
+        Ok(Target { archive, opened: None, _lock: lock })
     }
 }
 
@@ -136,6 +168,9 @@ fn log(event: &Event) {
         Event::TailKept(segment) => info!("the end of the old timeline stays in {segment}.partial"),
         Event::AfterHole(at) => {
             warn!("the archive has a hole before the stretch that ends at {at}; walhold verify shows it");
+        }
+        Event::Filling(at) => {
+            info!("the archive has a hole from {at} on, and the slot still keeps its WAL: filling it")
         }
         Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
         Event::RemoteApply => warn!(

@@ -54,8 +54,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if arguments.json {
             return super::print_json(&plan);
         }
-        print!("{plan}");
-        return Ok(());
+        return super::say(&plan);
     }
     for note in &plan.notes {
         info!("{note}");
@@ -64,8 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut teller = Teller::new(&plan);
     let restored = lay_down(&repository, &plan, &mut |event| teller.tell(&event));
     teller.bar.finish_and_clear();
-    report(&plan, &restored?, began);
-    Ok(())
+    report(&plan, &restored?, began)
 }
 
 impl Arguments {
@@ -88,19 +86,20 @@ impl Arguments {
     }
 }
 
-fn report(plan: &Plan, restored: &Restored, began: Instant) {
+fn report(plan: &Plan, restored: &Restored, began: Instant) -> Result<(), Failure> {
     for note in &restored.notes {
         warn!("{note}");
     }
     let (compared, target) = (restored.compared, plan.target.path.display());
-    println!(
-        "restored backup {} to {target}: {} in {} files, each as its manifest lists it, in {:.1} s",
+    super::say(&format_args!(
+        "restored backup {} to {target}: {} in {} files, each as its manifest lists it, in {:.1} s\n\
+         start the server with: pg_ctl -D {target} start   (PostgreSQL {})\n",
         plan.backup.id,
         HumanBytes(compared.bytes),
         compared.files,
-        began.elapsed().as_secs_f64()
-    );
-    println!("start the server with: pg_ctl -D {target} start   (PostgreSQL {})", plan.backup.server_version.major());
+        began.elapsed().as_secs_f64(),
+        plan.backup.server_version.major()
+    ))
 }
 
 struct Teller {

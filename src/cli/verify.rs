@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::{Exit, Failure};
 use crate::disk::Real;
 use crate::repository::{BackupId, Repository};
-use crate::verify::{ProblemKind, Report, Verdict, VerifyEvent, WalReport, verify};
+use crate::verify::{ProblemKind, Report, Verdict, VerifyEvent, verify};
 
 /// Repeat the proof from the bytes on disk: one verdict a backup, and the whole archive walked; writes nothing
 #[derive(Debug, Args)]
@@ -33,38 +33,34 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.json {
         super::print_json(&report)?;
     } else {
-        print(&report);
+        super::say(&(lines(&report).join("\n") + "\n"))?;
     }
     verdict(&report, arguments.backup)
 }
 
-fn print(report: &Report) {
-    for backup in &report.backups {
-        println!("{backup}");
-    }
-    if report.backups.is_empty() {
-        println!("no backups");
+/// A line for each backup, stretch of WAL and problem.
+fn lines(report: &Report) -> Vec<String> {
+    let mut lines: Vec<_> = report.backups.iter().map(ToString::to_string).collect();
+    if lines.is_empty() {
+        lines.push("no backups".to_owned());
     }
     if let Some(wal) = &report.wal {
-        print_wal(wal);
+        lines.extend(wal.stretches.iter().map(|stretch| {
+            format!("WAL of timeline {}  {} to {}, every record read", stretch.timeline, stretch.from, stretch.to)
+        }));
+        if wal.stretches.is_empty() {
+            lines.push("no WAL".to_owned());
+        }
+        lines.extend(wal.problems.iter().map(|problem| {
+            let word = match problem.kind {
+                ProblemKind::BetweenBackups => "between backups",
+                ProblemKind::Hole => "GAP",
+                ProblemKind::Damage | ProblemKind::History => "DAMAGE",
+            };
+            format!("{word}  {problem}")
+        }));
     }
-}
-
-fn print_wal(wal: &WalReport) {
-    for stretch in &wal.stretches {
-        println!("WAL of timeline {}  {} to {}, every record read", stretch.timeline, stretch.from, stretch.to);
-    }
-    if wal.stretches.is_empty() {
-        println!("no WAL");
-    }
-    for problem in &wal.problems {
-        let word = match problem.kind {
-            ProblemKind::BetweenBackups => "between backups",
-            ProblemKind::Hole => "GAP",
-            ProblemKind::Damage | ProblemKind::History => "DAMAGE",
-        };
-        println!("{word}  {problem}");
-    }
+    lines
 }
 
 /// A backup that was asked for by name must be usable; otherwise one that waits for its WAL is none
@@ -84,7 +80,11 @@ fn verdict(report: &Report, asked: Option<BackupId>) -> Result<(), Failure> {
         1 => "1 backup is not usable".to_owned(),
         n => format!("{n} backups are not usable"),
     });
-    Err(failure.exit(Exit::NotUsable).hint("take a new backup; what is listed as USABLE can be restored"))
+    Err(failure.exit(Exit::NotUsable).hint(if unusable > 0 {
+        "take a new backup; what is listed as USABLE can be restored"
+    } else {
+        "every backup is usable; from those before a gap or damage recovery reaches it and no further"
+    }))
 }
 
 /// Progress on a terminal.

@@ -205,7 +205,10 @@ fn refusal_hint(error: &ServerError, passfile: Option<&PathBuf>) -> Option<Strin
         }
         Condition::CannotConnectNow => "the server is starting, stopping or recovering: try again later",
         Condition::MissingDatabase => "name an existing database with dbname=",
-        _ => return error.hint.clone(),
+        _ => {
+            let pooler = "is it a PostgreSQL server, and not a pooler in front of one? Its log may say more";
+            return error.hint.clone().or_else(|| Some(pooler.into()));
+        }
     };
     Some(own.to_owned())
 }
@@ -307,7 +310,10 @@ impl Error {
 
     /// What the user can do.
     pub fn hint(&self) -> Option<String> {
-        let own = match self.condition()? {
+        let Some(condition) = self.condition() else {
+            return Some("the server's log may say why; try again when it is reachable".into());
+        };
+        let own = match condition {
             Condition::WalRemoved => {
                 "the server no longer has this file: a slot would have kept the WAL; a new backup begins anew"
             }

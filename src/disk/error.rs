@@ -3,7 +3,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use thiserror::Error;
+
+/// The device failed or went away, or the file system was taken back to read-only because it did.
+const GONE: [Errno; 5] = [Errno::IO, Errno::ROFS, Errno::NODEV, Errno::NXIO, Errno::STALE];
 
 /// What a caller can do about an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,7 +44,7 @@ impl DiskError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Trouble::Full,
             io::ErrorKind::NotFound => Trouble::Missing,
             io::ErrorKind::AlreadyExists => Trouble::Exists,
-            _ if source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => Trouble::Failed,
+            _ if GONE.iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error())) => Trouble::Failed,
             _ => Trouble::Other,
         };
         Self { verb, path: path.to_owned(), trouble, source }

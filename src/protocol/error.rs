@@ -129,7 +129,10 @@ impl ServerError {
     /// Whether the server, rather than the request, is the reason: it stops, crashed, or is not
     /// yet up. Worth another try later.
     pub fn is_server_going_or_coming(&self) -> bool {
-        matches!(self.condition(), Condition::AdminShutdown | Condition::CrashShutdown | Condition::CannotConnectNow)
+        // A walsender that is told to stop refuses further commands with a code that has other uses too.
+        let stopping = self.condition() == Condition::NotReady && self.message.contains("stopping mode");
+        let going = [Condition::AdminShutdown, Condition::CrashShutdown, Condition::CannotConnectNow];
+        stopping || going.contains(&self.condition())
     }
 }
 

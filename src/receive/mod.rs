@@ -82,6 +82,8 @@ pub enum Event {
     AfterHole(Pos),
     /// Commits wait until a standby has replayed them, which an archive never does.
     RemoteApply,
+    /// What the slot still keeps of a hole is received first.
+    Filling(Pos),
     /// The slot was made.
     SlotMade(SlotName),
     /// The connection has ended; the next try comes after this time.

@@ -11,7 +11,7 @@ use super::setup::{Upstream, begin};
 use super::stream::{Ended, stream};
 use super::{Ending, Event, Finished, Options, ReceiveError, Receiver, Settings, Violation};
 use crate::archive::{Archive, OldEnd, Resumption};
-use crate::connection::{Started, StreamEnd};
+use crate::connection::{Error as SessionError, Started, StreamEnd};
 use crate::disk::Trouble;
 use crate::protocol::{Condition, NextTimeline};
 use crate::wal::{Broken, Lsn, Pos, Segment};
@@ -88,6 +88,8 @@ struct Doubts {
     streamed: bool,
     /// The server did not have the WAL that comes next.
     removed: bool,
+    /// Nor does it have the WAL of a hole, although the slot should have kept it.
+    unfillable: bool,
     /// A record did not verify.
     broken: Option<Broken>,
     /// Where to begin again because of it.
@@ -153,11 +155,18 @@ async fn session(
             let route = upstream.fetch_histories(archive, from.tli()).await?;
             begin(archive, route, from.start_pos()).await?
         }
-        None => upstream.open(archive, options, slot).await?,
+        None => {
+            // What the server still has is gone on with; an island is for when it has not.
+            let anew = options.island.filter(|_| doubts.removed);
+            upstream.open(archive, options, slot.filter(|_| !doubts.unfillable), anew).await?
+        }
     };
-    if resumption.after_hole {
+    if resumption.filling {
+        tell(Event::Filling(resumption.start));
+    } else if resumption.after_hole {
         tell(Event::AfterHole(resumption.start));
     }
+    let filling = resumption.filling;
     loop {
         let start = resumption.start;
         let held = resumption.old.map_or(start, |old| start.at(old.valid));
@@ -169,16 +178,28 @@ async fn session(
             Ok(OneStream::Finished(finished)) => return Ok(Some(finished)),
             Ok(OneStream::ServerShutdown) => return Ok(None),
             Ok(OneStream::Next(next, old)) => (next, old),
-            Err(ReceiveError::Session(e)) if e.condition() == Some(Condition::WalRemoved) && doubts.removed => {
+            Err(ReceiveError::Session(e)) if is_removed(&e) && doubts.removed && filling => {
+                // The hole stays, and is told; what comes after it must not be lost too.
+                (doubts.unfillable, doubts.removed) = (true, false);
+                return Err(e.into());
+            }
+            Err(ReceiveError::Session(e)) if is_removed(&e) && doubts.removed => {
                 return Err(upstream.gap(options, held).await);
             }
             Err(e) => return Err(e),
         };
-        tell(Event::TailKept(Segment::containing(start.at(next.at), archive.size())));
+        let tail = Segment::containing(start.at(next.at), archive.size());
+        if archive.list()?.stored(tail).partial {
+            tell(Event::TailKept(tail));
+        }
         resumption = upstream.follow(archive, start.tli(), old, next).await?;
         tell(Event::Switched(Pos::new(next.tli, next.at)));
         kept_from = next.at;
     }
+}
+
+fn is_removed(e: &SessionError) -> bool {
+    e.condition() == Some(Condition::WalRemoved)
 }
 
 /// How one timeline's stream ended.

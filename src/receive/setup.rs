@@ -10,6 +10,9 @@ use crate::connection::{Conninfo, Purpose, Session, SlotAnswer};
 use crate::protocol::{Condition, NextTimeline, Retention, SlotKind, SlotName, SlotState};
 use crate::wal::{History, Lsn, Pos, Segment, SegmentSize, TimelineId};
 
+/// Bytes of all history files of a server; each is a few lines.
+const MAX_HISTORIES: usize = 4 << 20;
+
 /// A connected server, and what it says of itself.
 pub struct Upstream {
     /// The replication session.
@@ -112,6 +115,7 @@ impl Upstream {
         let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name);
         let rows = match session.await {
             Ok(mut session) => session.query(&sql).await.map_err(|e| wrong(e.to_string()))?,
+            Err(e) if e.is_transient() => return Err(e.into()),
             Err(e) => return Err(wrong(e.to_string())),
         };
         let Some(row) = rows.first() else { return Ok(None) };
@@ -121,44 +125,59 @@ impl Upstream {
         Ok(Some(restart.map(|lsn| self.position.at(lsn))))
     }
 
-    /// Opens the archive where it ends; an empty one where the slot stands, or the server.
+    /// Opens the archive where it ends, or at a hole that the slot still keeps the WAL of; an empty
+    /// one where the slot stands, or the server. `anew` begins a stretch of its own there, for the
+    /// server does not have what comes next any more.
     pub(super) async fn open(
         &mut self,
         archive: &Archive,
         options: &Options,
         slot: Option<Pos>,
+        anew: Option<Pos>,
     ) -> Result<Resumption, ReceiveError> {
+        let kept_from = slot.map(Pos::lsn);
         let held = {
             let archive = archive.clone();
-            blocking(move || archive.resume()).await?
+            blocking(move || archive.resume(kept_from)).await?
         };
         if let Some(resumption) = held {
-            match options.island {
-                Some(island) if !reaches(&resumption, Segment::containing(island, self.segment_size)) => {}
-                _ => return self.join(archive, resumption).await,
+            let reaches =
+                |start: Segment| resumption.start.tli() == start.tli() && resumption.start.lsn() >= start.start();
+            let anew = anew.map(|start| Segment::containing(start, self.segment_size));
+            let goes_on = anew.is_none_or(reaches);
+            let joined = self.join(archive, options, resumption).await?;
+            if goes_on {
+                return Ok(joined);
             }
         }
-        let start = options.island.or(slot).unwrap_or(self.position);
+        let start = anew.or(options.island).or(slot).unwrap_or(self.position);
         let route = self.fetch_histories(archive, start.tli()).await?;
         begin(archive, route, start).await
     }
 
     /// Checks that the server goes on with what is held. A server on a later timeline is followed
     /// from the timeline that is held, unless that has ended before the segment we would ask for.
-    async fn join(&mut self, archive: &Archive, resumption: Resumption) -> Result<Resumption, ReceiveError> {
+    async fn join(
+        &mut self,
+        archive: &Archive,
+        options: &Options,
+        resumption: Resumption,
+    ) -> Result<Resumption, ReceiveError> {
         let held = resumption.start.tli();
         if held == self.position.tli() {
-            if let Some(old) = resumption.old.filter(|old| old.valid > self.position.lsn()) {
-                let (held, server) = (self.position.at(old.valid), self.position);
-                return Err(ReceiveError::Ahead { held, server, standby: self.standby == Some(true) });
+            let end = resumption.old.map_or(Lsn::ZERO, |old| old.valid.max(resumption.start.lsn()));
+            if end > self.position.lsn() {
+                let (held, server, standby) = (self.position.at(end), self.position, self.is_standby(options).await);
+                return Err(ReceiveError::Ahead { held, server, standby });
             }
             // Another receiver, whose folder this was, may not have kept it.
             let history = {
                 let archive = archive.clone();
                 blocking(move || archive.history(held)).await
             };
-            if let Err(ArchiveError::NoHistory(_)) = history {
-                self.fetch_histories(archive, held).await?;
+            match history {
+                Err(ArchiveError::NoHistory(_)) => drop(self.fetch_histories(archive, held).await?),
+                other => drop(other?),
             }
             return Ok(resumption);
         }
@@ -177,6 +196,18 @@ impl Upstream {
         let old = resumption.old;
         drop(resumption);
         self.go_over(archive, held, old, next, histories).await
+    }
+
+    /// Whether the server is in recovery; servers before 14 tell it by SQL only, and one that does not
+    /// tell counts as a primary.
+    async fn is_standby(&self, options: &Options) -> bool {
+        if let Some(standby) = self.standby {
+            return standby;
+        }
+        let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name);
+        let Ok(mut session) = session.await else { return false };
+        let rows = session.query("select pg_is_in_recovery()").await.unwrap_or_default();
+        rows.first().and_then(|row| row.first()?.as_deref()) == Some("t")
     }
 
     /// Opens the archive on the timeline that follows the one held.
@@ -224,6 +255,7 @@ impl Upstream {
         store(archive, histories).await
     }
 
+    /// All of them together are bounded: a server may name what it likes.
     async fn ask_histories(&mut self, tli: TimelineId) -> Result<Histories, ReceiveError> {
         if tli == TimelineId::FIRST {
             return Ok(Histories { route: History::first(), files: Vec::new() });
@@ -232,10 +264,17 @@ impl Upstream {
         let parse = |tli, content: &Bytes| History::parse(tli, content).map_err(|_| ReceiveError::NextTimeline(tli));
         let route = parse(tli, &content)?;
         let mut files = Vec::new();
+        let mut bytes = content.len();
         for ancestor in route.switches().iter().map(|switch| switch.from) {
             if ancestor != TimelineId::FIRST {
                 match self.session.timeline_history(ancestor).await {
-                    Ok(content) => files.push((parse(ancestor, &content)?, content)),
+                    Ok(content) => {
+                        bytes += content.len();
+                        if bytes > MAX_HISTORIES {
+                            return Err(ReceiveError::NextTimeline(tli));
+                        }
+                        files.push((parse(ancestor, &content)?, content));
+                    }
                     // Servers remove nothing here, but a restored one may lack those of long ago.
                     Err(e) if e.condition() == Some(Condition::WalRemoved) => {
                         tracing::warn!("the server has no history file of timeline {ancestor}");
@@ -293,11 +332,6 @@ async fn store(archive: &Archive, histories: Histories) -> Result<History, Recei
         Ok(route)
     })
     .await
-}
-
-/// Whether the stretch that the archive ends with goes up to the island's first segment.
-fn reaches(resumption: &Resumption, island: Segment) -> bool {
-    resumption.start.tli() == island.tli() && resumption.start.lsn() >= island.start()
 }
 
 /// Runs what waits for the disk off the task. A panic in it goes on here.

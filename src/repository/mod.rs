@@ -228,6 +228,24 @@ impl Repository {
         Ok(())
     }
 
+    /// Removes a repository into which nothing has come yet, so that a command that was refused leaves
+    /// nothing behind. One that holds anything is left as it is. The caller holds the lock, if anybody.
+    ///
+    /// # Errors
+    /// When part of it cannot be removed.
+    pub fn remove_if_unused(&self) -> Result<(), RepositoryError> {
+        if part_in_use(&self.dir, &*self.disk)?.is_some() {
+            return Ok(());
+        }
+        for name in [IDENTITY, LOCK] {
+            remove_if_there(&*self.disk, &self.dir.join(name))?;
+        }
+        for part in [WAL, BACKUPS] {
+            self.disk.remove_tree(&self.dir.join(part))?;
+        }
+        Ok(())
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -149,7 +149,7 @@ impl Made<'_> {
     /// Makes a place, or makes sure that it is still empty.
     fn make(&mut self, path: &Path) -> Result<(), RestoreError> {
         if let Some(parent) = path.parent() {
-            let _above = self.disk.make_dirs(parent, 0o700)?;
+            let _above = self.disk.make_dirs(parent, 0o755)?;
         }
         match self.disk.make_dir(path, 0o700) {
             Ok(_made) => self.places.push((path.to_owned(), false)),

@@ -451,7 +451,8 @@ impl Chain {
             self.state = State::Start;
         }
         if kind == RecordKind::Switch {
-            record.end = self.segment_end(start);
+            // The segment in which it ends, which may be the next one.
+            record.end = self.segment_end(Lsn::new(self.at.get() - 1));
             if self.at < record.end {
                 self.state = State::Rest;
             }

@@ -95,7 +95,7 @@ impl Segment {
 
     /// The first address in it.
     pub const fn start(self) -> Lsn {
-        Lsn::new(self.no * self.size.bytes())
+        Lsn::new(self.no.saturating_mul(self.size.bytes()))
     }
 
     /// The first address after it.

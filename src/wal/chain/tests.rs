@@ -147,3 +147,27 @@ fn a_page_of_a_newer_timeline_is_refused_until_it_is_followed() {
     chain.follow(TimelineId::new(2).unwrap());
     chain.feed(&log.bytes, &mut |_| {}).unwrap();
 }
+
+/// The rest of the segment in which a switch record *ends* is zeros, wherever it began.
+#[test]
+fn a_switch_over_a_segments_end_is_followed() {
+    for gap in [8, 16, 24, 32, 40] {
+        let mut log = log();
+        let target = SIZE.bytes() - gap;
+        log.record(10, 0, &[1; 100]);
+        while target - log.bytes.len() as u64 > 9000 {
+            log.record(10, 0, &[2; 4000]);
+        }
+        // The last record takes all up to the gap; it crosses one page's end.
+        let left = target - log.bytes.len() as u64;
+        let headers = if (log.bytes.len() as u64) / 8192 == target / 8192 { 0 } else { 24 };
+        log.record(10, 0, &vec![3; (left - 24 - headers) as usize]);
+        assert_eq!(log.bytes.len() as u64, target, "gap {gap}");
+        log.switch();
+        log.record(10, 0, &[4; 50]);
+        let (chain, seen, fed) = walk(&log.bytes, &[usize::MAX / 2]);
+        fed.unwrap_or_else(|broken| panic!("gap {gap}: {broken}"));
+        assert_eq!(seen.iter().map(|s| s.0).collect::<Vec<_>>(), log.starts);
+        assert_eq!(chain.whole().get(), log.at());
+    }
+}
