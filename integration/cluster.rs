@@ -85,6 +85,7 @@ impl<'a> Cluster<'a> {
     /// A running standby made from a copy of this server's files, which is stopped for that.
     pub(crate) fn standby(&mut self, name: &str) -> Self {
         self.stop(Stop::Fast);
+        self.configure(&["wal_keep_size = '64MB'"]); // no slot keeps what the standby has not got yet
         let mut standby = Self::at(self.room, name);
         self.room.copy_tree(&self.data, &standby.data);
         self.room.write(&standby.data.join("standby.signal"), "");

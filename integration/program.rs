@@ -164,6 +164,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}\n{}", self.line, self.err());
+        }
         let _ = self.child.get_mut().kill();
         let _ = self.child.get_mut().wait();
     }
