@@ -23,15 +23,6 @@ fn assert_nothing(repo: &Path) {
     assert!(!repo.exists(), "left behind: {:?}", names(repo));
 }
 
-/// What there is must be a repository, and nothing in it.
-#[track_caller]
-fn assert_nothing_half_made(room: &Room, repo: &Path) {
-    if repo.exists() {
-        run(walhold(room, "list").arg("--repo").arg(repo)).expect(0).says("no backups");
-        assert_eq!(names(&repo.join("wal")), Vec::<String>::new());
-    }
-}
-
 /// Passwords and rights.
 pub(crate) fn credentials(room: &Room) -> Outcome {
     let hba = ["local all,replication locked scram-sha-256", "local replication barred reject"];
@@ -74,17 +65,17 @@ pub(crate) fn slots(room: &Room) -> Outcome {
     let primary = Cluster::with(room, "primary", &Setup { settings: &["wal_level = logical"], ..Setup::default() });
     let (repo, conninfo) = (room.path("repo"), primary.conninfo());
     try_receive(room, &repo, &conninfo, &["--slot", "nosuch"]).refused(1, &["nosuch", "not exist"]);
-    assert_nothing_half_made(room, &repo);
+    assert_nothing(&repo);
     try_receive(room, &repo, &conninfo, &["--slot", "Bad-Name"]).expect(2).says("Bad-Name");
-    assert_nothing_half_made(room, &repo);
+    assert_nothing(&repo);
     assert_eq!(primary.sql("select count(*) from pg_replication_slots"), "0");
     let holder = receive(room, &room.path("other"), &conninfo, &["--slot", "taken", "--ensure-slot"]);
     holder.wait_until_it_streams(&primary);
     try_receive(room, &repo, &conninfo, &["--slot", "taken"]).refused(1, &["taken", "active"]);
-    assert_nothing_half_made(room, &repo);
+    assert_nothing(&repo);
     primary.rows("select pg_create_logical_replication_slot('logical', 'pgoutput')");
     try_receive(room, &repo, &conninfo, &["--slot", "logical"]).refused(1, &["logical"]);
-    assert_nothing_half_made(room, &repo);
+    assert_nothing(&repo);
     holder.terminate().expect(0);
     assert_eq!(primary.sql("select active from pg_replication_slots where slot_name = 'taken'"), "f");
     Ok(())
