@@ -78,6 +78,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
     ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
+    ("p8_a_recovery_does_not_end_while_its_repository_is_away", wal_get::recovery),
     ("p8_a_standby_restored_from_the_repository_follows", backup::standby),
 ];
 
