@@ -55,6 +55,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p2_a_standby_behind_the_archive_is_waited_for", resume::standby_behind),
     ("p2_a_new_backup_lets_receiving_go_on_after_a_gap", resume::after_island),
     ("p2_a_promotion_is_followed", timeline::promotion),
+    ("p2_a_restored_server_goes_on_in_the_same_repository", timeline::after_restore),
     ("p3_a_backup_under_load_restores", backup::under_load),
     ("p3_a_backup_of_an_idle_server_is_sealed_at_once", backup::idle_beside_receiver),
     ("p3_a_backup_alone_brings_its_own_wal", backup::idle_alone),
