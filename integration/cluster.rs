@@ -127,6 +127,13 @@ impl<'a> Cluster<'a> {
         });
     }
 
+    /// Starts the server, which must give up by itself.
+    #[track_caller]
+    pub(crate) fn start_in_vain(&mut self) {
+        self.launch();
+        self.wait_for_end(Duration::from_secs(120));
+    }
+
     fn launch(&mut self) {
         assert!(self.server.is_none(), "it runs already");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.sockets.join("log")).unwrap();

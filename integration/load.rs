@@ -35,11 +35,16 @@ impl Load {
 
     /// Starts writers. They go on through crashes and restarts of the server.
     pub(crate) fn start(cluster: &Cluster<'_>, writers: usize) -> Self {
+        Self::start_at(cluster, writers, 0)
+    }
+
+    /// The same, with numbers of their own for writers on a server that was restored.
+    pub(crate) fn start_at(cluster: &Cluster<'_>, writers: usize, first: usize) -> Self {
         let load = Self { stop: Arc::default(), acknowledged: Arc::default(), writers: Vec::new() };
         let spawn = |writer| {
             let (stop, acknowledged, door) = (load.stop.clone(), load.acknowledged.clone(), cluster.door());
             std::thread::spawn(move || {
-                let mut numbers = (writer as i64 + 1) * 1_000_000_000..;
+                let mut numbers = ((first + writer) as i64 + 1) * 1_000_000_000..;
                 while !stop.load(Ordering::Relaxed) {
                     if let Ok(session) = door.open() {
                         write(session.stop_at(stop.clone()), &mut numbers, &acknowledged, &stop);

@@ -55,6 +55,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p2_a_standby_behind_the_archive_is_waited_for", resume::standby_behind),
     ("p2_a_new_backup_lets_receiving_go_on_after_a_gap", resume::after_island),
     ("p2_a_promotion_is_followed", timeline::promotion),
+    ("p2_a_restored_server_goes_on_in_the_same_repository", timeline::after_restore),
     ("p3_a_backup_under_load_restores", backup::under_load),
     ("p3_a_backup_of_an_idle_server_is_sealed_at_once", backup::idle_beside_receiver),
     ("p3_a_backup_alone_brings_its_own_wal", backup::idle_alone),
@@ -78,6 +79,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
     ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
+    ("p8_a_recovery_does_not_end_while_its_repository_is_away", wal_get::recovery),
     ("p8_a_standby_restored_from_the_repository_follows", backup::standby),
 ];
 

@@ -2,10 +2,12 @@
 
 use std::fs;
 
+use crate::backup::{backup, restored, verify};
 use crate::cluster::Cluster;
+use crate::load::{Load, compare};
 use crate::program::receive;
 use crate::room::{Outcome, Room, SOON, wait_until};
-use crate::stock::{names, plain_copy};
+use crate::stock::{amcheck, names, plain_copy};
 
 const SEGMENT: u64 = 1 << 20;
 
@@ -45,5 +47,40 @@ pub(crate) fn promotion(room: &Room) -> Outcome {
     command.arg("-p").arg(&plain).args(["-z", "-t", "2", "-s", &switch.to_string(), "-e", &end.to_string()]);
     let said = room.must(&mut command);
     assert!(said.contains("Total"), "{said}");
+    Ok(())
+}
+
+/// After a disaster the restored server's new timeline goes into the same repository, as does a
+/// backup of it; and that is lost, too.
+pub(crate) fn after_restore(room: &Room) -> Outcome {
+    let mut first = Cluster::new(room, "first");
+    Load::prepare(&first);
+    let repo = room.path("repo");
+    let receiver = receive(room, &repo, &first.conninfo(), &["--synchronous"]);
+    receiver.wait_until_it_streams(&first);
+    first.require_standby("walhold");
+    backup(room, &repo, &first).expect(0);
+    let load = Load::start(&first, 2);
+    load.wait_for_more(200);
+    first.destroy();
+    let mut acknowledged = load.finish();
+    receiver.terminate().expect(0);
+
+    let mut second = restored(room, &repo, "second");
+    let receiver = receive(room, &repo, &second.conninfo(), &["--synchronous"]);
+    receiver.wait_until_it_streams(&second);
+    backup(room, &repo, &second).expect(0);
+    let load = Load::start_at(&second, 2, 100);
+    load.wait_for_more(200);
+    second.wait_for_slot("walhold", second.flushed());
+    acknowledged.extend(load.finish());
+    second.wait_for_slot("walhold", second.flushed());
+    second.destroy();
+    receiver.terminate().expect(0);
+
+    verify(room, &repo).expect(0);
+    let third = restored(room, &repo, "third");
+    compare(&acknowledged, &third);
+    amcheck(room, &third);
     Ok(())
 }

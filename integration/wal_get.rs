@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use crate::backup::{backup, restore};
 use crate::cluster::{Cluster, Lsn};
+use crate::load::{Load, compare};
 use crate::program::{Ended, receive, run, walhold};
 use crate::room::{Outcome, Room};
 use crate::stock::{names, segment_at, segments};
@@ -87,6 +89,47 @@ pub(crate) fn contract(room: &Room) -> Outcome {
     let nowhere = room.path("no/such/folder");
     run(walhold(room, "wal-get").arg("--repo").arg(&repo).arg(&first).arg(&nowhere)).expect(255);
     wal_get(room, &repo, &first).expect(0);
+    Ok(())
+}
+
+/// A server whose repository is away, or has lost a file, waits and then stops. It never takes that
+/// for the end of its WAL.
+pub(crate) fn recovery(room: &Room) -> Outcome {
+    let mut primary = Cluster::new(room, "primary");
+    Load::prepare(&primary);
+    let (repo, away) = (room.path("repo"), room.path("away"));
+    let receiver = receive(room, &repo, &primary.conninfo(), &["--synchronous"]);
+    receiver.wait_until_it_streams(&primary);
+    primary.require_standby("walhold");
+    backup(room, &repo, &primary).expect(0);
+    let load = Load::start(&primary, 2);
+    load.wait_for_more(200);
+    let middle = primary.flushed();
+    for _ in 0..3 {
+        primary.switch_segment();
+        load.wait_for_more(50);
+    }
+    primary.destroy();
+    let acknowledged = load.finish();
+    receiver.terminate().expect(0);
+    let data = room.path("restored-data");
+    restore(room, &repo, &data, &[]).expect(0);
+    let mut server = Cluster::restored(room, "restored", data);
+
+    fs::rename(&repo, &away).unwrap();
+    server.start_in_vain();
+    fs::rename(&away, &repo).unwrap();
+
+    let segment = segment_at(1, middle, SEGMENT);
+    let lost = names(&repo.join("wal")).into_iter().find(|name| name.starts_with(&segment)).expect("a segment");
+    fs::rename(repo.join("wal").join(&lost), &away).unwrap();
+    server.start_in_vain();
+    fs::rename(&away, repo.join("wal").join(&lost)).unwrap();
+
+    assert!(!server.log().contains("archive recovery complete"), "{}", server.log());
+    server.start();
+    server.wait_for_promotion();
+    compare(&acknowledged, &server);
     Ok(())
 }
 
