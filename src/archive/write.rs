@@ -5,7 +5,9 @@
 //! blocks that are not full, padded with what the file holds after them, and keeps the last of
 //! them in the buffer, to be written again when it has grown.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -103,7 +105,8 @@ pub struct Writer {
 #[derive(Debug)]
 struct Open {
     segment: Segment,
-    file: Box<dyn File>,
+    /// `None` while a full buffer is being written to it.
+    file: Option<Box<dyn File>>,
     path: PathBuf,
     /// Proof that the name it has now is durable.
     entry: Option<Synced>,
@@ -114,12 +117,60 @@ struct Open {
     since: Instant,
 }
 
+impl Open {
+    /// The file, which must not be with the thread that writes.
+    fn take_file(&mut self) -> Result<Box<dyn File>, DiskError> {
+        self.file.take().ok_or_else(|| gone(&self.path))
+    }
+}
+
+fn gone(path: &Path) -> DiskError {
+    DiskError::of(Trouble::Failed, "write", path, io::Error::other("the thread that writes has ended"))
+}
+
 /// Bytes that have not been written, behind those of the same block that have.
 #[derive(Debug)]
 struct Tail {
     buffer: AlignedBuf,
     start: Lsn,
     len: usize,
+    /// Exclusive end of what the kernel has.
+    written: Lsn,
+    flusher: Option<Flusher>,
+    /// The other buffer, when it is here.
+    other: Option<AlignedBuf>,
+}
+
+/// Writes full buffers, so that the next bytes are checked and gathered meanwhile. It has one at a
+/// time, and the file with it: nothing else can happen to the file until both are back.
+#[derive(Debug)]
+struct Flusher {
+    jobs: SyncSender<Job>,
+    done: Receiver<(Job, Result<(), DiskError>)>,
+}
+
+#[derive(Debug)]
+struct Job {
+    file: Box<dyn File>,
+    buffer: AlignedBuf,
+    offset: u64,
+    end: Lsn,
+}
+
+impl Flusher {
+    fn start() -> io::Result<Self> {
+        let (jobs, queue) = sync_channel::<Job>(1);
+        let (tell, done) = sync_channel(1);
+        std::thread::Builder::new().name("flusher".into()).spawn(move || {
+            while let Ok(mut job) = queue.recv() {
+                let written = job.file.write_at(job.offset, &job.buffer);
+                if tell.send((job, written)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { jobs, done })
+    }
 }
 
 /// The next segment's file, made ready in the background.
@@ -183,7 +234,7 @@ impl Writer {
         let may_count = self.held.is_none() && self.open.as_ref().is_some_and(|open| open.named);
         let Some(mut open) = self.open.take_if(|_| may_count) else { return Ok(None) };
         self.tail.write_out(&mut open)?;
-        let (file, data) = open.file.sync()?;
+        let (file, data) = open.take_file()?.sync()?;
         let entry = match open.entry {
             Some(entry) => entry,
             None => self.archive.disk.sync_dir(&self.archive.dir)?,
@@ -192,7 +243,7 @@ impl Writer {
         if open.since.elapsed() > SLOW_SEGMENT {
             self.spare.fill(&self.archive);
         }
-        self.open = Some(Open { file, entry: Some(entry), ..open });
+        self.open = Some(Open { file: Some(file), entry: Some(entry), ..open });
         Ok(Some(durable))
     }
 
@@ -269,8 +320,10 @@ impl Writer {
         }
         self.open_file(segment, at.saturating_add(skip as u64))?;
         let Some(open) = &mut self.open else { return Ok(()) };
-        if self.tail.push(bytes, open)? {
-            told(Wrote::Written(Written::new(Pos::new(self.tli, self.tail.start))));
+        let before = self.tail.written;
+        self.tail.push(bytes, open)?;
+        if self.tail.written > before {
+            told(Wrote::Written(Written::new(Pos::new(self.tli, self.tail.written))));
         }
         Ok(())
     }
@@ -301,7 +354,7 @@ impl Writer {
         // What an earlier process wrote and did not sync must not be lost by our writing on.
         let (file, _data) = file.sync()?;
         let entry = Some(self.archive.disk.sync_dir(&self.archive.dir)?);
-        Ok(Open { segment, file, path, entry, resumed: true, named: true, since: Instant::now() })
+        Ok(Open { segment, file: Some(file), path, entry, resumed: true, named: true, since: Instant::now() })
     }
 
     fn create(&mut self, segment: Segment, path: PathBuf, named: bool) -> Result<Open, WriteError> {
@@ -310,7 +363,7 @@ impl Writer {
             Some(file) => file,
             None => archive.disk.create_zeroed(&path, archive.size.bytes(), Fill::Reserve, archive.file_mode)?,
         };
-        Ok(Open { segment, file, path, entry: None, resumed: false, named, since: Instant::now() })
+        Ok(Open { segment, file: Some(file), path, entry: None, resumed: false, named, since: Instant::now() })
     }
 
     /// All that was held has come again: from here on bytes are new. A file received beside an old
@@ -322,14 +375,14 @@ impl Writer {
         let (Some((old, true)), Some(Place::Beside)) = (old, place) else { return Ok(()) };
         let Some(mut open) = self.open.take() else { return Ok(()) };
         self.tail.write_out(&mut open)?;
-        let (file, _data) = open.file.sync()?;
+        let (file, _data) = open.take_file()?.sync()?;
         let path = self.archive.path_of(segment, Form { codec: Codec::Plain, partial: true });
         self.archive.disk.rename(&open.path, &path)?;
         let entry = self.archive.disk.sync_dir(&self.archive.dir)?;
         if old != path {
             self.archive.remove_if_there(&old)?;
         }
-        self.open = Some(Open { file, path, entry: Some(entry), named: true, ..open });
+        self.open = Some(Open { file: Some(file), path, entry: Some(entry), named: true, ..open });
         Ok(())
     }
 
@@ -338,7 +391,7 @@ impl Writer {
     fn complete(&mut self, segment: Segment, told: &mut impl FnMut(Wrote)) -> Result<(), WriteError> {
         if let Some(mut open) = self.open.take() {
             self.tail.write_out(&mut open)?;
-            let (file, data) = open.file.sync()?;
+            let (file, data) = open.take_file()?.sync()?;
             drop(file);
             let path = self.archive.path_of(segment, Form { codec: Codec::Plain, partial: false });
             self.archive.disk.rename(&open.path, &path)?;
@@ -366,37 +419,66 @@ impl Tail {
     fn new(segment: Segment) -> Self {
         // A segment has 1 MiB at least and 1 GiB at most.
         let room = usize::try_from(segment.size().bytes().min(BUFFER)).unwrap_or(BLOCK);
-        Self { buffer: AlignedBuf::zeroed(room), start: segment.start(), len: 0 }
+        let start = segment.start();
+        Self { buffer: AlignedBuf::zeroed(room), start, len: 0, written: start, flusher: None, other: None }
     }
 
-    /// Gathers bytes; true if a full buffer was written.
-    fn push(&mut self, mut bytes: &[u8], open: &mut Open) -> Result<bool, DiskError> {
-        let mut wrote = false;
+    /// Gathers bytes, and has each full buffer written while the next one fills.
+    fn push(&mut self, mut bytes: &[u8], open: &mut Open) -> Result<(), DiskError> {
         while !bytes.is_empty() {
             let n = bytes.len().min(self.buffer.len() - self.len);
             self.buffer[self.len..self.len + n].copy_from_slice(&bytes[..n]);
             self.len += n;
             bytes = &bytes[n..];
             if self.len == self.buffer.len() {
-                open.file.write_at(self.start - open.segment.start(), &self.buffer)?;
-                self.start = self.start.saturating_add(self.len as u64);
-                self.len = 0;
-                wrote = true;
+                self.hand_over(open)?;
             }
         }
-        Ok(wrote)
+        Ok(())
+    }
+
+    fn hand_over(&mut self, open: &mut Open) -> Result<(), DiskError> {
+        self.take_back(open)?;
+        let flusher = match self.flusher.take() {
+            Some(flusher) => flusher,
+            None => Flusher::start().map_err(|e| DiskError::new("write", &open.path, e))?,
+        };
+        let other = self.other.take().unwrap_or_else(|| AlignedBuf::zeroed(self.buffer.len()));
+        let buffer = std::mem::replace(&mut self.buffer, other);
+        let offset = self.start - open.segment.start();
+        self.start = self.start.saturating_add(self.len as u64);
+        self.len = 0;
+        let job = Job { file: open.take_file()?, buffer, offset, end: self.start };
+        flusher.jobs.send(job).map_err(|_| gone(&open.path))?;
+        self.flusher = Some(flusher);
+        Ok(())
+    }
+
+    /// Waits until the file and the buffer that are with the flusher are back.
+    fn take_back(&mut self, open: &mut Open) -> Result<(), DiskError> {
+        let (None, Some(flusher)) = (&open.file, &self.flusher) else { return Ok(()) };
+        let (job, written) = flusher.done.recv().map_err(|_| gone(&open.path))?;
+        open.file = Some(job.file);
+        self.other = Some(job.buffer);
+        written?;
+        self.written = job.end;
+        Ok(())
     }
 
     /// Writes all that has gathered and keeps the block that is not full.
     fn write_out(&mut self, open: &mut Open) -> Result<(), DiskError> {
-        let end = self.len.next_multiple_of(open.file.alignment());
+        self.take_back(open)?;
+        let mut file = open.take_file()?;
+        let end = self.len.next_multiple_of(file.alignment());
         if end > self.len {
-            self.pad(end, open)?;
+            self.pad(end, &*file, open)?;
         }
         if end > 0 {
-            open.file.write_at(self.start - open.segment.start(), &self.buffer[..end])?;
+            file.write_at(self.start - open.segment.start(), &self.buffer[..end])?;
         }
+        open.file = Some(file);
         let full = self.len / BLOCK * BLOCK;
+        self.written = self.start.saturating_add(self.len as u64);
         self.buffer.copy_within(full..self.len, 0);
         self.start = self.start.saturating_add(full as u64);
         self.len -= full;
@@ -404,12 +486,12 @@ impl Tail {
     }
 
     /// Fills the buffer up to `end` with zeros, or with what a resumed file holds there.
-    fn pad(&mut self, end: usize, open: &Open) -> Result<(), DiskError> {
+    fn pad(&mut self, end: usize, file: &dyn File, open: &Open) -> Result<(), DiskError> {
         self.buffer[self.len..end].fill(0);
         if open.resumed {
             let mut block = AlignedBuf::zeroed(BLOCK);
             let offset = self.start - open.segment.start() + (end - BLOCK) as u64;
-            let read = open.file.read_at(offset, &mut block)?;
+            let read = file.read_at(offset, &mut block)?;
             let kept = self.len - (end - BLOCK);
             if read > kept {
                 self.buffer[self.len..end - BLOCK + read].copy_from_slice(&block[kept..read]);
@@ -454,7 +536,7 @@ impl Spare {
 
     /// Gives the file the name `path`, if it is ready. One that is not is left for later, and one
     /// that could not be made is forgotten: what is wrong will show when a file is made here.
-    fn take(&mut self, archive: &Archive, path: &std::path::Path) -> Result<Option<Box<dyn File>>, DiskError> {
+    fn take(&mut self, archive: &Archive, path: &Path) -> Result<Option<Box<dyn File>>, DiskError> {
         match self.filling.take_if(|filling| filling.is_finished()).map(JoinHandle::join) {
             Some(Ok(Ok(file))) => {
                 archive.disk.rename(&archive.dir.join(SPARE), path)?;
@@ -467,6 +549,10 @@ impl Spare {
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        if let Some(open) = &mut self.open {
+            // Whoever opens the file next must find it at rest. An error was or will be told there.
+            let _ = self.tail.take_back(open);
+        }
         if let Some(filling) = self.spare.filling.take() {
             let _ = filling.join();
             // It holds nothing; the next start removes it too.
