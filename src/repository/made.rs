@@ -82,7 +82,7 @@ impl Parts {
         (repository, sealed.seal().clone())
     }
 
-    fn fill(&self, folder: &BackupFolder) -> Seal {
+    pub(crate) fn fill(&self, folder: &BackupFolder) -> Seal {
         let mut files = Vec::new();
         let mut archive = |name: &str, things: &[Thing]| {
             let tar = tar(things);

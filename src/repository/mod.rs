@@ -9,6 +9,7 @@ mod catalogue;
 mod contents;
 mod documents;
 mod folder;
+mod heal;
 mod sealed;
 
 use std::fmt;
@@ -25,6 +26,7 @@ pub use documents::{
     SealedFile, SealedHistory, SealedManifest, SealedTablespace, SegmentRange, ServerVersion, Time,
 };
 pub use folder::{BackupFolder, SealError, Sealed};
+pub use heal::{HealError, Healing};
 pub use sealed::{Document, DocumentError, Sha256Sum, read, write};
 
 use crate::archive::Archive;

@@ -104,7 +104,7 @@ fn version() -> ServerVersion {
     ServerVersion { number: 170_012, text: "17.12".to_owned() }
 }
 
-fn pending_of(id: BackupId, start: Pos, stop: Option<Pos>) -> Pending {
+pub(crate) fn pending_of(id: BackupId, start: Pos, stop: Option<Pos>) -> Pending {
     let system_identifier = SYSTEM;
     let (server_version, method, label) = (version(), Method::Streamed, String::new());
     Pending { id, label, system_identifier, server_version, method, start, stop, ready: None }

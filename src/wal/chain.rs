@@ -7,7 +7,7 @@
 
 use thiserror::Error;
 
-use super::{Lsn, PAGE, SegmentSize, TimelineId};
+use super::{Lsn, PAGE, Record, RecordKind, SegmentSize, TimelineId};
 
 const SHORT_HEADER: usize = 24;
 const LONG_HEADER: usize = 40;
@@ -25,10 +25,6 @@ const LONG: u16 = 2;
 const FIRST_IS_OVERWRITE: u16 = 8;
 const ALL_FLAGS: u16 = 15;
 
-const RM_XLOG: u8 = 0;
-const XLOG_SWITCH: u8 = 0x40;
-const XLOG_BACKUP_END: u8 = 0x50;
-const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
 /// The newest page magic whose built-in resource managers we know (PostgreSQL 18).
 const NEWEST_KNOWN_MAGIC: u16 = 0xD118;
 
@@ -43,62 +39,6 @@ pub struct Seed {
     pub system_id: Option<u64>,
     /// Pages may bear this timeline or an older one, and never go back.
     pub newest_tli: TimelineId,
-}
-
-/// A whole record whose checksum is right and that follows from the one before.
-#[derive(Clone, Copy, Debug)]
-pub struct Record<'a> {
-    /// Its first byte.
-    pub start: Lsn,
-    /// Exclusive end, rounded up to the 8 bytes at which the next one may begin.
-    pub end: Lsn,
-    /// Resource manager.
-    pub rmid: u8,
-    /// Resource manager's own flags and the record type.
-    pub info: u8,
-    /// Transaction, 0 if none.
-    pub xid: u32,
-    /// What follows the header: all of it, or its first 256 bytes at least.
-    pub data: &'a [u8],
-}
-
-/// The record types that walhold acts on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RecordKind {
-    /// The rest of the segment is zeros.
-    Switch,
-    /// A backup ended (`XLOG_BACKUP_END`), the one that started at this address.
-    BackupEnd(Lsn),
-    /// The record begun at this address was lost in a crash.
-    OverwriteContinuation(Lsn),
-    /// Any other.
-    Other,
-}
-
-impl Record<'_> {
-    /// What type it is.
-    pub fn kind(&self) -> RecordKind {
-        if self.rmid != RM_XLOG {
-            return RecordKind::Other;
-        }
-        match self.info & 0xF0 {
-            XLOG_SWITCH => RecordKind::Switch,
-            XLOG_BACKUP_END => self.main_lsn().map_or(RecordKind::Other, RecordKind::BackupEnd),
-            XLOG_OVERWRITE_CONTRECORD => self.main_lsn().map_or(RecordKind::Other, RecordKind::OverwriteContinuation),
-            _ => RecordKind::Other,
-        }
-    }
-
-    /// The first 8 bytes of the main data of a record without block references: behind the id byte
-    /// 255 and a one-byte length, or 254 and a four-byte length.
-    fn main_lsn(&self) -> Option<Lsn> {
-        let at = match self.data.first()? {
-            255 => 2,
-            254 => 5,
-            _ => return None,
-        };
-        Some(Lsn::new(u64::from_le_bytes(self.data.get(at..at + 8)?.try_into().ok()?)))
-    }
 }
 
 /// The chain does not go on.

@@ -4,11 +4,13 @@
 pub(crate) mod chain;
 mod history;
 mod position;
+mod record;
 mod segment;
 
-pub use chain::{Broken, Chain, Fault, Record, RecordKind, Seed};
+pub use chain::{Broken, Chain, Fault, Seed};
 pub use history::{History, HistoryError, HistoryFile, Switch};
 pub use position::{Lsn, ParseLsnError, Pos, TimelineId};
+pub use record::{Record, RecordKind, ServerTime, TransactionEnd};
 pub use segment::{ParseSegmentSizeError, Segment, SegmentSize};
 
 /// Size in bytes of a WAL page (`XLOG_BLCKSZ`; every packaged server uses this value, and the
