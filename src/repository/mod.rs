@@ -7,6 +7,7 @@
 
 mod catalogue;
 mod contents;
+mod coverage;
 mod documents;
 mod folder;
 mod heal;
@@ -21,6 +22,7 @@ use thiserror::Error;
 
 pub use catalogue::{BackupEntry, BackupState, NotUsable, Which};
 pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, ReadError};
+pub use coverage::{Coverage, Gap, Island, Path as WalPath, Range, Stretch, Window, WindowEnd};
 pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,
     SealedFile, SealedHistory, SealedManifest, SealedTablespace, SegmentRange, ServerVersion, Time,
