@@ -77,6 +77,11 @@ impl Failure {
         Self { hint: hint.or(self.hint), ..self }
     }
 
+    /// What the operator can do.
+    pub fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Writes the lines to stderr, or one JSON object.
     pub fn print(&self, json: bool) {
         if json {
