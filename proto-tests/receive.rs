@@ -320,6 +320,7 @@ impl Client {
             status_interval: None,
             end: None,
             retry: Some(Retry::default()),
+            follow: None,
             island: None,
         };
         let folder = tempfile::tempdir().unwrap();
@@ -1495,26 +1496,48 @@ async fn a_server_on_a_later_timeline_is_followed() {
     }
 }
 
+/// Unless the operator says that it is the timeline to go on with.
 #[tokio::test]
 async fn a_fork_far_below_what_is_held_is_divergence() {
-    let log = log_to(START + 3 * SIZE + 400_000);
+    let end = START + 18 * SIZE + 400_000;
+    let log = log_to(end + SIZE);
     let (fork, switch) = forked(&log, START + SIZE + 300_000, 2);
-    let mut client = Client::new().holding(&log, START + 2 * SIZE + 400_000);
-    let before = client.files();
+    let content = history(&format!("1\t{}\tx\n", text(switch)));
     let node = Node { tli: 2, ..Node::with(&fork) };
-    let ran = client
-        .against(async move |mut door, _| {
-            let mut peer = door.next().await;
-            peer.introduce(&node).await;
-            peer.answer("TIMELINE_HISTORY 2", history(&format!("1\t{}\tx\n", text(switch)))).await;
-            peer.expect_end().await;
-        })
-        .await;
-    let error = ran.error();
-    let ReceiveError::ForkedBefore { from, to, at, held } = error else { panic!("{error}") };
-    assert_eq!((from, to, at.get()), (tli(1), tli(2), switch));
-    assert!(held.get() > switch + SIZE);
-    assert_eq!(client.names(), before.into_iter().map(|(name, _)| name).collect::<Vec<_>>());
+    for (follow, followed) in [(None, false), (Some(tli(3)), false), (Some(tli(2)), true)] {
+        let mut client = Client::new().holding(&log, end);
+        client.options.follow = follow;
+        let before = client.names();
+        let (content, new) = (content.clone(), fork.clone());
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer("TIMELINE_HISTORY 2", content).await;
+                if followed {
+                    peer.stream(false, START + SIZE, 2).await;
+                    peer.send_log(&new, START + SIZE, new.at()).await;
+                    peer.flushed(new.at()).await;
+                    stop.cancel();
+                    peer.flushed(new.at()).await;
+                    peer.end_by_client().await;
+                } else {
+                    peer.expect_end().await;
+                }
+            })
+            .await;
+        if followed {
+            ran.stopped();
+            client.assert_holds(2, &fork, START + SIZE, fork.at());
+            assert!(before.iter().all(|name| client.path(name).exists()));
+            continue;
+        }
+        let error = ran.error();
+        let ReceiveError::ForkedBefore { from, to, at, held } = error else { panic!("{error}") };
+        assert_eq!((from, to, at.get()), (tli(1), tli(2), switch));
+        assert!(held.get() > switch + 16 * SIZE);
+        assert_eq!(client.names(), before);
+    }
 }
 
 #[tokio::test]

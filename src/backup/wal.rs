@@ -204,6 +204,7 @@ impl Own {
             status_interval: Some(STATUS),
             end: None,
             retry: Some(Retry::default()),
+            follow: None,
             island: Some(from),
         };
         let stop = CancellationToken::new();

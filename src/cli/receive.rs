@@ -10,13 +10,13 @@ use clap::{ArgMatches, Args, CommandFactory};
 use indicatif::{HumanBytes, HumanDuration};
 use tracing::{debug, info, warn};
 
-use super::values::{duration, some_time, who};
+use super::values::{duration, some_time, timeline, who};
 use super::{Failure, connect, signals};
 use crate::archive::Archive;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
 use crate::receive::{Event, Finished, Options, Retry, Slot, Upstream, receive};
-use crate::wal::Lsn;
+use crate::wal::{Lsn, TimelineId};
 
 /// The slot that `--repo` uses, and the name under which the server sees the receiver.
 const NAME: &str = "walhold";
@@ -54,6 +54,9 @@ pub(super) struct Arguments {
     /// Do not connect again when the connection ends
     #[arg(short = 'n', long)]
     no_loop: bool,
+    /// Go on with this timeline of the server, wherever it forked off from what is held
+    #[arg(long, value_name = "N", value_parser = timeline)]
+    follow_timeline: Option<TimelineId>,
     /// Do not wait for the storage: a power cut may then lose anything (only with -D)
     #[arg(long, requires = "directory", conflicts_with = "synchronous")]
     no_sync: bool,
@@ -85,6 +88,7 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         status_interval: Some(arguments.status_interval).filter(|interval| !interval.is_zero()),
         end: arguments.endpos,
         retry: (!arguments.no_loop).then(Retry::default),
+        follow: arguments.follow_timeline,
         island: None,
     };
     let target = arguments.target(&upstream)?;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::archive::Durable;
 use crate::connection::Conninfo;
 use crate::protocol::SlotName;
-use crate::wal::{Lsn, Pos, Segment};
+use crate::wal::{Lsn, Pos, Segment, TimelineId};
 
 pub use error::{Gap, ReceiveError};
 pub use machine::{Action, Ending, Input, Receiver, Settings, Status, Violation};
@@ -62,6 +62,9 @@ pub struct Options {
     pub end: Option<Lsn>,
     /// How to connect again when the connection ends; `None`: not at all.
     pub retry: Option<Retry>,
+    /// A timeline that is followed wherever it forked off, because the operator says that it is the
+    /// one to go on with. Others must fork off near the end of what is held.
+    pub follow: Option<TimelineId>,
     /// Where an archive that does not reach up to here begins anew: the start of a backup's island.
     /// Elsewhere a receiver never begins behind the end of what is held.
     pub island: Option<Pos>,

@@ -236,7 +236,7 @@ async fn session(
         if archive.list()?.stored(tail).partial {
             tell(Event::TailKept(tail));
         }
-        resumption = upstream.follow(archive, start.tli(), old, next).await?;
+        resumption = upstream.follow(archive, options, (start.tli(), old), next).await?;
         tell(Event::Switched(Pos::new(next.tli, next.at)));
         kept_from = next.at;
     }
