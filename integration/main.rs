@@ -75,7 +75,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p6_folders_that_cannot_be_used_are_named", refusals::folders),
     ("p6_tls_and_channel_binding", tls::verified),
     ("p6_tls_is_never_less_than_asked_for", tls::refused),
-    ("p7_files_are_those_of_pg_receivewal", identical::drain),
+    ("p7_segments_of_1_mb_are_those_of_pg_receivewal", identical::of_1_mb),
+    ("p7_segments_of_16_mb_are_those_of_pg_receivewal", identical::of_16_mb),
+    ("p7_segments_of_64_mb_are_those_of_pg_receivewal", identical::of_64_mb),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
     ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
@@ -89,7 +91,7 @@ fn main() {
     if servers.is_empty() {
         eprintln!("no PostgreSQL server at hand: integration/test fetches some");
     }
-    let world: &'static World = Box::leak(Box::new(World::new()));
+    let world: &'static World = Box::leak(Box::new(World::new(&servers)));
     let mut trials = Vec::new();
     for (name, scenario) in SCENARIOS {
         for server in &servers {
