@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::cluster::{Cluster, Lsn, Setup};
 use crate::load::Load;
 use crate::program::{receive, run, walhold};
-use crate::room::{Outcome, Room, skip};
+use crate::room::{Outcome, Room};
 use crate::stock::{self, assert_contiguous, partial, plain_copy, segment_at, segments};
 
 pub(crate) fn of_1_mb(room: &Room) -> Outcome {

@@ -8,6 +8,7 @@ use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, Prog
 use serde::Serialize;
 use tracing::{info, warn};
 
+use super::heal::heal_all;
 use super::values::{rate, who};
 use super::{Failure, connect, signals};
 use crate::backup::{Event, Options, backup};
@@ -77,6 +78,7 @@ async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
         compression: arguments.compress,
         who: who("backup"),
     };
+    heal_all(&opened.repository)?;
     let mut teller = Teller::new();
     let sealed = backup(&opened.repository, upstream, &options, &stop, &mut |event| teller.tell(event)).await;
     teller.bar.finish_and_clear();

@@ -246,7 +246,7 @@ impl From<BackupError> for Failure {
                 "a standby's backup begins at its last restartpoint: run walhold receive beside it, or back the primary up",
             ),
             BackupError::Waiting { .. } => failure.exit(Exit::NotUsable).hint(
-                "its files are kept, and it is not offered for restore; look at the receiver's log, then back up again",
+                "look at the receiver's log; walhold receive, backup or verify --seal complete it once its WAL has come",
             ),
             BackupError::Tar(_)
             | BackupError::Names(_)

@@ -3,6 +3,7 @@
 mod backup;
 mod connect;
 mod failure;
+mod heal;
 mod list;
 mod log;
 mod receive;

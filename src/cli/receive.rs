@@ -10,6 +10,7 @@ use clap::{ArgMatches, Args, CommandFactory};
 use indicatif::{HumanBytes, HumanDuration};
 use tracing::{debug, info, warn};
 
+use super::heal::{Healer, News};
 use super::values::{duration, some_time, timeline, who};
 use super::{Failure, connect, signals};
 use crate::archive::Archive;
@@ -92,7 +93,16 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         island: None,
     };
     let target = arguments.target(&upstream)?;
-    let mut tell = |event| log(event);
+    let healer = target.opened.as_ref().map(|opened| Healer::start(opened.repository.clone()));
+    let healer = healer.transpose().map_err(|e| Failure::error(format!("cannot start a thread: {e}")))?;
+    let mut tell = |event| {
+        match (&healer, &event) {
+            (Some(healer), Event::Durable(durable)) => healer.tell(News::Durable(durable.pos())),
+            (Some(healer), Event::Complete(segment)) => healer.tell(News::Segment(segment.end_pos())),
+            _ => {}
+        }
+        log(event);
+    };
     let finished = receive(upstream, &target.archive, &options, &stop, &mut tell).await;
     if let (Err(_), Some(opened)) = (&finished, &target.opened) {
         opened.clean_up();
