@@ -9,7 +9,9 @@ mod catalogue;
 mod contents;
 mod coverage;
 mod documents;
+mod expire;
 mod folder;
+mod retention;
 mod sealed;
 
 use std::fmt;
@@ -26,7 +28,12 @@ pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,
     SealedFile, SealedHistory, SealedManifest, SealedTablespace, SegmentRange, ServerVersion, Time,
 };
+pub use expire::{ExpireError, MarkError};
 pub use folder::{BackupFolder, SealError, Sealed};
+pub use retention::{
+    Decision, Keep, Note, PENDING_LIMIT, Plan as RetentionPlan, Policy, Remove, RemovedWal, Undecided, Verdict,
+    plan as plan_retention,
+};
 pub use sealed::{Document, DocumentError, Sha256Sum, read, write};
 
 use crate::archive::Archive;
