@@ -95,6 +95,8 @@ impl Repository {
     pub fn expire(&self, policy: &Policy, now: Timestamp) -> Result<Plan, ExpireError> {
         let _alone = self.lock_backups()?;
         let (plan, _locks) = self.settle(policy, now)?;
+        // What we no longer see may come back after a power cut, if whoever removed it was killed.
+        let _gone = self.disk.sync_dir(&self.backups_dir())?;
         for id in plan.removed().rev() {
             self.retire(id)?;
         }
@@ -239,9 +241,7 @@ impl Repository {
         for (_, name) in &names {
             remove_if_there(&*self.disk, &archive.dir().join(name))?;
         }
-        if !names.is_empty() {
-            let _gone = self.disk.sync_dir(archive.dir())?;
-        }
+        let _gone = self.disk.sync_dir(archive.dir())?;
         Ok(())
     }
 
