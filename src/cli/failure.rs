@@ -311,6 +311,7 @@ impl From<RestoreError> for Failure {
             RestoreError::Repository(e) | RestoreError::NotUsable(NotUsable::Repository(e)) => e.into(),
             RestoreError::Archive(e) => e.into(),
             RestoreError::NotUsable(NotUsable::NotFound(_)) => failure.hint("walhold list shows the backups"),
+            RestoreError::NotUsable(NotUsable::InUse(_)) => failure.hint("try again; walhold list shows the backups"),
             RestoreError::NotUsable(_) => {
                 failure.exit(Exit::NotUsable).hint("walhold list shows the backups; only complete ones are restored")
             }
