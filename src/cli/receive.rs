@@ -98,7 +98,13 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         island: None,
     };
     let target = arguments.target(&upstream)?;
-    let mut tell = |event| log(&event);
+    let mut tell = |event| {
+        if let (Event::Streaming(_), Some(compressor)) = (&event, &target.compressor) {
+            // Not before: a receiver that is refused changes nothing.
+            compressor.look();
+        }
+        log(&event);
+    };
     let finished = receive(upstream, &target.archive, &options, &stop, &mut tell).await;
     if let (Err(_), Some(opened)) = (&finished, &target.opened) {
         opened.clean_up();
