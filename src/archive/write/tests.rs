@@ -179,3 +179,35 @@ fn odd_partials_are_received_anew() {
         }
     }
 }
+
+/// P1: what was flushed and synced counts, whatever a power cut has left behind it.
+#[test]
+fn p1_what_follows_a_synced_part_takes_nothing_from_it() {
+    let log = log();
+    for method in Method::ALL {
+        for level in method.levels().step_by(5) {
+            for end in [10, 1760, 70_000, 400_000] {
+                let mut packer = codec::Packer::growing(Packing::new(method, level).unwrap()).unwrap();
+                packer.write(&log.bytes[..end]).unwrap();
+                packer.flush().unwrap();
+                let mut bytes = Vec::new();
+                packer.take(&mut bytes);
+                for garbage in [&[0; 5000][..], &[0xFF; 300], b"garbage", &[0]] {
+                    let folder = Folder::new();
+                    let torn = [&bytes[..], garbage].concat();
+                    fs::write(folder.dir.path().join(name(3, method, true)), torn).unwrap();
+                    let mut reader =
+                        folder.archive.open_segment(folder.segment(3), Access::ReadDirect).unwrap().unwrap();
+                    let mut data = Vec::new();
+                    while !reader.fill().unwrap().is_empty() {
+                        data.extend_from_slice(reader.fill().unwrap());
+                        let n = reader.fill().unwrap().len();
+                        reader.consume(n);
+                    }
+                    assert!(data.len() >= end, "{method:?}:{level}: {} of {end}", data.len());
+                    assert!(data[..end] == log.bytes[..end]);
+                }
+            }
+        }
+    }
+}
