@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
 use super::super::tests::{Folder, SIZE, START, SYSTEM, feed, log};
@@ -126,37 +125,39 @@ fn a_segment_that_was_received_anew_meanwhile_stays() {
 /// P8: nobody who looks for a segment while it is compressed is told that there is none.
 #[test]
 fn p8_a_reader_always_finds_it() {
-    let log = log();
-    let folder = filled(&log);
-    let segment = folder.segment(3);
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let archive = &folder.archive;
-        let reading: Vec<_> = (0..2)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut found = 0;
-                    while !done.load(Ordering::Relaxed) {
-                        assert!(archive.list().unwrap().stored(segment).complete);
-                        let reader = archive.open_segment(segment, Access::Read).unwrap().expect("it is there");
-                        assert!(content(reader) == sent(&log, 3));
-                        found += 1;
-                    }
-                    found
-                })
-            })
-            .collect();
-        for round in 0..60 {
-            let packing = Packing::from(Method::ALL[round % 3]);
-            archive.compress(segment, packing).unwrap().unwrap();
-            // As a receiver replaces it that has received it once more.
-            let temporary = folder.dir.path().join("again");
-            fs::write(&temporary, sent(&log, 3)).unwrap();
-            fs::rename(&temporary, folder.dir.path().join(segment.name())).unwrap();
-        }
-        done.store(true, Ordering::Relaxed);
-        assert!(reading.into_iter().all(|reader| reader.join().unwrap() > 10));
-    });
+    let (disk, log, archive) = simulated();
+    let first = Segment::containing(Pos::new(TimelineId::FIRST, Lsn::new(START)), archive.size());
+    let from = disk.operations();
+    for method in Method::ALL {
+        archive.compress(first, method.into()).unwrap().unwrap();
+        // As a receiver replaces it that has received it once more.
+        let temporary = archive.dir().join("again");
+        let mut file = disk.create(&temporary, 0o600).unwrap();
+        file.write_at(0, sent(&log, 3)).unwrap();
+        let _ = disk.publish(file, &temporary, &archive.dir().join(first.name())).unwrap();
+    }
+    let mut moments = 0;
+    for disk in disk.prefixes().skip(from) {
+        let archive = Archive::new(archive.dir().to_owned(), Arc::new(disk), archive.size(), Some(SYSTEM), 0o600);
+        assert!(archive.list().unwrap().stored(first).complete);
+        let reader = archive.open_segment(first, Access::ReadDirect).unwrap().expect("it is there");
+        assert!(content(reader) == sent(&log, 3));
+        moments += 1;
+    }
+    assert!(moments > 20, "{moments}");
+}
+
+/// A folder with all of the log on a simulated disk.
+fn simulated() -> (Simulated, Log, Archive) {
+    let (disk, log) = (Simulated::new(1), log());
+    let _ = disk.make_dir("/wal".as_ref(), 0o700).unwrap();
+    let size = Folder::new().archive.size();
+    let archive = Archive::new("/wal".into(), Arc::new(disk.clone()), size, Some(SYSTEM), 0o600);
+    let first = Segment::containing(Pos::new(TimelineId::FIRST, Lsn::new(START)), size);
+    let mut writer = archive.begin(&History::first(), first).unwrap().writer;
+    feed(&mut writer, &log, log.at(), 100_000);
+    let _ = writer.close().unwrap();
+    (disk, log, archive)
 }
 
 /// A reader that has begun with the plain file ends with it.
@@ -291,14 +292,8 @@ fn what_is_abandoned_stays_plain() {
 /// Received WAL goes first where there is hardly any room.
 #[test]
 fn without_room_nothing_is_compressed() {
-    let (disk, log) = (Simulated::new(1), log());
-    let _ = disk.make_dir("/wal".as_ref(), 0o700).unwrap();
-    let size = Folder::new().archive.size();
-    let archive = Archive::new("/wal".into(), Arc::new(disk.clone()), size, Some(SYSTEM), 0o600);
-    let first = Segment::containing(Pos::new(TimelineId::FIRST, Lsn::new(START)), size);
-    let mut writer = archive.begin(&History::first(), first).unwrap().writer;
-    feed(&mut writer, &log, log.at(), 100_000);
-    let _ = writer.close().unwrap();
+    let (disk, log, archive) = simulated();
+    let first = Segment::containing(Pos::new(TimelineId::FIRST, Lsn::new(START)), archive.size());
     disk.set_capacity(Some(log.at().next_multiple_of(SIZE) - START + ROOM * SIZE - 1));
     let refused = archive.compress(first, Packing::FAST).unwrap_err();
     assert!(refused.is_full(), "{refused}");
