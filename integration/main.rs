@@ -25,6 +25,7 @@ mod stock;
 mod trace;
 
 mod backup;
+mod compress;
 mod crash;
 mod disk_full;
 mod durable;
@@ -81,6 +82,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p7_segments_of_1_mb_are_those_of_pg_receivewal", identical::of_1_mb),
     ("p7_segments_of_16_mb_are_those_of_pg_receivewal", identical::of_16_mb),
     ("p7_segments_of_64_mb_are_those_of_pg_receivewal", identical::of_64_mb),
+    ("p7_compressed_archives_are_the_same", compress::identical),
+    ("p1_a_receiver_killed_while_it_compresses_loses_nothing", compress::killed),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
     ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
