@@ -162,3 +162,78 @@ fn decrypted(path: &Path, pem: &str, password: Option<&SecretString>) -> Result<
         .map_err(|_| wrong(path, "sslpassword does not open the key, or its cipher is not known", hint))?;
     Ok(PrivateKeyDer::Pkcs8(key.as_bytes().to_vec().into()))
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test's own files")]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use rustls::crypto::aws_lc_rs;
+
+    use super::*;
+
+    /// Made by `openssl pkcs8 -topk8 -v2 aes-256-cbc`; the password is "hush".
+    const ENCRYPTED: &str = "\
+-----BEGIN ENCRYPTED PRIVATE KEY-----\n\
+MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAgjXnFA8gZ4YwICCAAw\n\
+DAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEKm+EWJR7nDBxJ4ltB/1Rb4EgZD0\n\
+UNMpmsFaB6sQiGGpl9E74/yAWnUb2dYZ5sgR0ndqZcbYByyeu2gfskwOTZgD8rwI\n\
+jfF2tidPe5PoaRdl9RCE69dQ0CNGn0nL/PRMLeSioIVkoN9LNsTKNMo43Ha74xoo\n\
+w/OXEHRfc0iibPeYhCBqYKlZS0AhdNuMxbsJSxJCB5kLrpm6BkvmgdLpaycinnc=\n\
+-----END ENCRYPTED PRIVATE KEY-----\n\n";
+
+    /// Made by `openssl ec -aes256`.
+    const OLD: &str = "\
+-----BEGIN EC PRIVATE KEY-----\n\
+Proc-Type: 4,ENCRYPTED\n\
+DEK-Info: AES-256-CBC,C4E14121B37644B935FF6DB804426BEB\n\
+\n\
+k29YMN9sXczznSuynJ6NmwkJmVlL3ZUm6EzavuuzS3uPUwnRxAHqLaVrOle4oqkb\n\
+9HrAmUlNSkJDxVaqP6UiFDEZr3bMu5jKbzDlpe6aY1prwwuLRDa+6j08rmkOTHc5\n\
+8hsP+45LRHmOxc6AMuJy0ESqc+tJcQV28xpjQ0QCrsQ=\n\
+-----END EC PRIVATE KEY-----\n\n";
+
+    fn in_file(text: &str, mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn encrypted_keys_open_with_their_password() {
+        let (_folder, path) = in_file(&format!("Bag Attributes\n{ENCRYPTED}"), 0o600);
+        let opened = key(&path, Some(&"hush".into())).unwrap();
+        assert!(aws_lc_rs::sign::any_supported_type(&opened).is_ok());
+        let reason = |path: &Path, password: Option<&str>| {
+            let password = password.map(SecretString::from);
+            match key(path, password.as_ref()) {
+                Err(TlsError::Client { reason, .. }) => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(reason(&path, None).contains("no password is given"));
+        assert!(reason(&path, Some("wrong")).contains("does not open"));
+        let (_folder, path) = in_file(OLD, 0o600);
+        assert!(reason(&path, Some("hush")).contains("old way"));
+        let (_folder, path) = in_file(ENCRYPTED.split_at(200).0, 0o600);
+        assert!(reason(&path, Some("hush")).contains("cut off"));
+    }
+
+    #[test]
+    fn keys_that_others_may_use_are_not_used() {
+        for (mode, open, open_if_not_roots) in [
+            (0o600, false, false),
+            (0o400, false, false),
+            (0o640, false, true),
+            (0o660, true, true),
+            (0o604, true, true),
+        ] {
+            let (_folder, path) = in_file("", mode);
+            let meta = fs::metadata(&path).unwrap();
+            let expected = if meta.uid() == 0 { open } else { open_if_not_roots };
+            assert_eq!(is_open_to_others(&meta), expected, "{mode:o}");
+        }
+    }
+}

@@ -200,6 +200,7 @@ pub(super) fn refusal_of_client(error: &io::Error, shown: Shown) -> Option<TlsEr
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError
     );
     about_us.then(|| TlsError::ClientRefused { sent: shown == Shown::Sent, alert: format!("{alert:?}") })
 }
