@@ -182,8 +182,12 @@ impl Conninfo {
     /// When one of them cannot be read, is not known, or asks for what walhold does not have.
     pub fn new(flags: &Flags, surroundings: &Surroundings) -> Result<Self, ConninfoError> {
         let mut string = Settings::default();
+        let mut after_password = false;
         for (keyword, value) in flags.conninfo.as_deref().map(pairs::pairs).transpose()?.unwrap_or_default() {
-            string.set(&keyword, value, Origin::Conninfo)?;
+            // It may be part of a password that was not quoted.
+            let hidden = |error| if after_password { ConninfoError::UnknownKeyword("...".to_owned()) } else { error };
+            string.set(&keyword, value, Origin::Conninfo).map_err(hidden)?;
+            after_password = keyword.contains("password");
         }
         let mut settings = Settings::from_environment(&*surroundings.variable);
         let named = |name| string.get(name).or_else(|| settings.get(name)).map(str::to_owned);

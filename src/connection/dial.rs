@@ -201,12 +201,29 @@ impl Place<'_> {
             Ok(logged_in) => return Ok(logged_in),
             Err(failure) => failure,
         };
-        let Some(second) = second.filter(|_| failure.may_be_the_encryption()) else { return Err(failure.error) };
+        let Some(second) = second.filter(|_| failure.may_be_the_encryption()) else {
+            return Err(self.hung_up(failure.error));
+        };
         debug!("{}; trying again with TLS {second:?}", failure.error);
         match self.limited(self.attempt(host, address, second)).await {
             Ok(logged_in) => Ok(logged_in),
-            Err(_) if matches!(failure.error, ConnectError::Tls { .. }) => Err(failure.error),
-            Err(later) => Err(later.error),
+            Err(_) if matches!(failure.error, ConnectError::Tls { .. }) => Err(self.hung_up(failure.error)),
+            Err(later) => Err(self.hung_up(later.error)),
+        }
+    }
+
+    /// A connection that ends in the middle of the handshake has ended, whatever else it may mean.
+    fn hung_up(&self, error: ConnectError) -> ConnectError {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        match error {
+            ConnectError::Tls { source: TlsError::Handshake(source), .. }
+                if matches!(source.kind(), UnexpectedEof | ConnectionReset | BrokenPipe) =>
+            {
+                let old = "; PostgreSQL before 17 does so when TLS begins without being asked for";
+                let direct = if self.caller.conninfo.encryption.direct { old } else { "" };
+                self.lost(io::Error::new(source.kind(), format!("{source}{direct}")))
+            }
+            other => other,
         }
     }
 

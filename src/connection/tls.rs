@@ -111,7 +111,13 @@ impl TlsError {
             }
             Self::RevocationWithoutRoots => "give sslrootcert too, or leave them out",
             Self::HostName(_) => "use sslmode=verify-ca, or give the host as the certificate names it",
-            Self::Handshake(_) | Self::Roots { .. } | Self::Revocation { .. } | Self::Setup(_) => return None,
+            Self::Roots { .. } => "check sslrootcert: certificates in PEM form, that this user may read",
+            Self::Revocation { .. } => {
+                "check sslcrl, sslcrldir and ~/.postgresql/root.crl: revocation lists in PEM form, that this user may read"
+            }
+            Self::Handshake(_) | Self::Setup(_) => {
+                "the server's log may say more; ssl_min_protocol_version and ssl_max_protocol_version limit what is spoken"
+            }
         };
         Some(text.to_owned())
     }

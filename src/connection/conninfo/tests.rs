@@ -115,6 +115,10 @@ fn system_roots_verify_the_host() {
 
 #[test]
 fn a_password_is_not_shown() {
+    for text in ["password=correct horse=battery", "password=correct horse battery"] {
+        let error = conninfo(text).unwrap_err().to_string();
+        assert!(!error.contains("horse") && !error.contains("battery"), "{error}");
+    }
     let made = conninfo("postgresql://u:hush@h").unwrap();
     assert_eq!(made.password.as_ref().unwrap().expose_secret(), "hush");
     assert!(!format!("{made:?}").contains("hush"));
