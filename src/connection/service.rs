@@ -117,4 +117,13 @@ mod tests {
             assert_eq!(find(text, "s", Path::new("f")).unwrap_err(), expected);
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_file_makes_it_panic(text in r"(\[s\]|\[|\]|\n|=|#|[a-z \PC]){0,40}") {
+            for (line, keyword, _) in find(&text, "s", Path::new("f")).unwrap_or_default().unwrap_or_default() {
+                proptest::prop_assert!(line <= text.lines().count() && !keyword.contains('='));
+            }
+        }
+    }
 }

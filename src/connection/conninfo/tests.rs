@@ -263,6 +263,13 @@ proptest::proptest! {
     }
 
     #[test]
+    fn no_nearly_right_text_makes_it_panic(text in r"(host|hostaddr|port|user|service|[a-z@:/?&=%,' \\\[\]0-9.]){0,30}") {
+        for text in [text.clone(), format!("postgres://{text}"), format!("host={text}"), format!("port='{text}")] {
+            let _ = conninfo(&text).map(|made| made.target());
+        }
+    }
+
+    #[test]
     fn what_was_quoted_comes_back(host in "[a-z0-9 '\\\\=]{1,20}", password in "\\PC{1,20}") {
         let quoted = |text: &str| text.replace('\\', r"\\").replace('\'', r"\'");
         let made = conninfo(&format!("user='{}' password='{}'", quoted(&host), quoted(&password))).unwrap();
