@@ -190,7 +190,8 @@ impl Conninfo {
             after_password = keyword.contains("password");
         }
         let mut settings = Settings::from_environment(&*surroundings.variable);
-        let named = |name| string.get(name).or_else(|| settings.get(name)).map(str::to_owned);
+        let source = |name| if string.is_set(name) { &string } else { &settings };
+        let named = |name| source(name).get(name).map(str::to_owned);
         if let (Some(service), file) = (named("service"), named("servicefile")) {
             service::apply(&mut settings, &service, file.as_deref(), surroundings)?;
         }

@@ -183,6 +183,11 @@ impl Settings {
         Ok(())
     }
 
+    /// Whether a keyword was set, be it to nothing.
+    pub(super) fn is_set(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     /// A keyword's value.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.found(name).map(|(value, _)| value)

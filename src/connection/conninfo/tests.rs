@@ -244,6 +244,8 @@ fn a_service_stands_between_string_and_environment() {
     // An empty value in the string is the default, not the service's or the environment's.
     let made = Conninfo::new(&flags("user=u port='' host=h"), &surroundings(&[("PGSERVICE", "prod")])).unwrap();
     assert_eq!((made.target().as_str(), made.user()), ("h:5432", "u"));
+    let made = Conninfo::new(&flags("service='' host=h"), &surroundings(&[("PGSERVICE", "prod")])).unwrap();
+    assert_eq!((made.target().as_str(), made.user()), ("h:5432", "env"));
 
     let refused = |text: &str, more: &[(&str, &str)]| Conninfo::new(&flags(text), &surroundings(more)).unwrap_err();
     assert_eq!(refused("service=none", &[]), ConninfoError::NoService("none".into()));
