@@ -25,11 +25,13 @@ mod stock;
 mod trace;
 
 mod backup;
+mod certificates;
 mod compress;
 mod crash;
 mod disk_full;
 mod durable;
 mod expire;
+mod hosts;
 mod identical;
 mod readme;
 mod refusals;
@@ -84,6 +86,12 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p7_segments_of_64_mb_are_those_of_pg_receivewal", identical::of_64_mb),
     ("p7_compressed_archives_are_the_same", compress::identical),
     ("p1_a_receiver_killed_while_it_compresses_loses_nothing", compress::killed),
+    ("p6_client_certificates_are_shown", certificates::of_client),
+    ("p6_a_revoked_server_is_refused", certificates::revoked),
+    ("p6_tls_without_asking", certificates::direct),
+    ("hosts_are_tried_until_one_will_do", hosts::looked_for),
+    ("hosts_are_tried_again_after_a_failover", hosts::failover),
+    ("hosts_and_more_come_from_a_service_file", hosts::service),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
     ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
