@@ -197,6 +197,11 @@ impl From<ReceiveError> for Failure {
             ReceiveError::SlotPosition { .. } => {
                 failure.hint("this server tells it by SQL only: let the role connect to a database, or use --no-slot")
             }
+            ReceiveError::SlotLost { slot, .. } => failure.exit(Exit::Gap).hint(format!(
+                "the server was allowed to remove it (max_slot_wal_keep_size, idle_replication_slot_timeout). Make the slot \
+                 anew (walhold slot drop {slot}; walhold slot create {slot}); if the server has no more what comes \
+                 next, receive says so, and a new backup begins anew"
+            )),
             ReceiveError::Gap(gap) => failure.exit(Exit::Gap).hint(gap_hint(&gap)),
             ReceiveError::Ahead { .. } => failure.exit(Exit::Gap).hint(
                 "the server was restored to an earlier state, or it is another one: nothing was written; \
