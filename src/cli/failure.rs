@@ -192,7 +192,7 @@ impl From<ReceiveError> for Failure {
                 .exit(Exit::Gap)
                 .hint("one repository holds one cluster: give this server its own, or check host and port"),
             ReceiveError::NoSlot(name) => failure.hint(format!(
-                "make it (--ensure-slot, or select pg_create_physical_replication_slot('{name}', true)), or check the name"
+                "make it (walhold slot create {name}, or --ensure-slot), or check the name"
             )),
             ReceiveError::SlotPosition { .. } => {
                 failure.hint("this server tells it by SQL only: let the role connect to a database, or use --no-slot")
