@@ -898,6 +898,36 @@ async fn damage_in_what_is_held_is_not_built_upon() {
     assert!(matches!(error, ReceiveError::Resume(ResumeError::Damaged { .. })), "{error}");
 }
 
+/// Of a copy that was cut short, what is there must be the same, and the rest comes again.
+#[tokio::test]
+async fn a_segment_that_has_lost_its_end_is_received_again() {
+    let log = log_to(START + 2 * SIZE + 300_000);
+    for (left, partial) in [(500_001, true), (0, true), (8192, false)] {
+        let end = START + 2 * SIZE + if partial { 200_000 } else { 0 };
+        let mut client = Client::with_slot().holding(&log, end);
+        let short = client.path("000000010000000000000004");
+        fs::OpenOptions::new().write(true).open(&short).unwrap().set_len(left).unwrap();
+        let (sent, node) = (log.clone(), Node::with(&log));
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START + SIZE)).await;
+                peer.stream(true, START + SIZE, 1).await;
+                peer.send_log(&sent, START + SIZE, sent.at()).await;
+                peer.flushed(sent.at()).await;
+                stop.cancel();
+                peer.flushed(sent.at()).await;
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+        client.assert_holds(1, &log, START, log.at());
+        let size = |name: &str| fs::metadata(client.path(name)).unwrap().len();
+        assert!(client.names().iter().all(|name| size(name) == SIZE), "{:?}", client.names());
+    }
+}
+
 #[tokio::test]
 async fn bytes_that_differ_from_what_is_held_are_divergence() {
     let log = log_to(START + 700_000);
