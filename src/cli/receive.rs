@@ -19,13 +19,15 @@ use crate::codec::Packing;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
 use crate::receive::{Event, Finished, Options, Retry, Slot, Upstream, receive};
+use crate::repository::RepositoryError;
 use crate::wal::{Lsn, TimelineId};
 
 /// The slot that `--repo` uses, and the name under which the server sees the receiver.
 const NAME: &str = "walhold";
 
-/// How often it is looked whether the last segments are compressed.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often it is looked whether the last segments are compressed, and whether a backup has ended.
+const LOOK_FOR_SEGMENTS: Duration = Duration::from_millis(20);
+const LOOK_FOR_BACKUP: Duration = Duration::from_secs(1);
 
 /// Stream WAL from a server into a repository, or into a plain folder
 #[derive(Debug, Args)]
@@ -88,9 +90,25 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
-    let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
+    let (conninfo, mut upstream, application_name) = arguments.connection.connect(NAME).await?;
     // From here on there is something to end in good order.
     let stop = signals::stop()?;
+    let mut waited = false;
+    let target = loop {
+        if let Some(target) = arguments.target(&upstream)? {
+            break target;
+        }
+        if !std::mem::replace(&mut waited, true) {
+            info!("a backup holds the repository while it streams its own WAL; receiving begins when it has ended");
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(LOOK_FOR_BACKUP)).await.is_none() {
+            return Ok(());
+        }
+    };
+    if waited {
+        // What the server said of itself has grown old.
+        upstream = Upstream::connect(&conninfo, &application_name).await?;
+    }
     let options = Options {
         conninfo,
         application_name,
@@ -103,7 +121,6 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         follow: arguments.follow_timeline,
         island: None,
     };
-    let target = arguments.target(&upstream)?;
     let healer = target.opened.as_ref().map(|opened| Healer::start(opened.repository.clone()));
     let healer = healer.transpose().map_err(|e| Failure::error(format!("cannot start a thread: {e}")))?;
     let mut tell = |event| {
@@ -153,7 +170,9 @@ impl Target {
     async fn compress_the_rest(&self, stop: &CancellationToken) {
         let Some(compressor) = &self.compressor else { return };
         compressor.finish();
-        while !compressor.has_ended() && stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {}
+        while !compressor.has_ended() && stop.run_until_cancelled(tokio::time::sleep(LOOK_FOR_SEGMENTS)).await.is_some()
+        {
+        }
     }
 }
 
@@ -199,15 +218,21 @@ impl Arguments {
         }
     }
 
-    fn target(&self, upstream: &Upstream) -> Result<Target, Failure> {
+    /// `None` while a backup holds the repository: that ends by itself, and a service waits for it.
+    fn target(&self, upstream: &Upstream) -> Result<Option<Target>, Failure> {
         match (&self.repo, &self.directory) {
             (Some(repo), _) => {
                 let opened = connect::repository(upstream, repo)?;
-                let lock = opened.repository.lock(&who("receive"))?;
+                let lock = match opened.repository.lock(&who("receive")) {
+                    Err(RepositoryError::Locked(e)) if !self.no_loop && e.to_string().contains("walhold backup,") => {
+                        return Ok(None);
+                    }
+                    lock => lock?,
+                };
                 let packing = self.compress.map_or(Some(Packing::FAST), |WalCompression(packing)| packing);
-                Target::new(opened.repository.archive(), Some(opened), lock, packing)
+                Target::new(opened.repository.archive(), Some(opened), lock, packing).map(Some)
             }
-            (None, Some(directory)) => self.folder(directory, upstream),
+            (None, Some(directory)) => self.folder(directory, upstream).map(Some),
             (None, None) => Err(Failure::usage("name a repository (--repo) or a folder (-D)")),
         }
     }
@@ -240,6 +265,9 @@ fn log(event: Event) {
             info!("the archive has a hole from {at} on, and the slot still keeps its WAL: filling it")
         }
         Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
+        Event::SlotLost(name) => {
+            warn!("replication slot \"{name}\" has lost its WAL and keeps nothing any more: dropped it")
+        }
         Event::RemoteApply => warn!(
             "synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever; \
              use on or remote_write"
