@@ -24,7 +24,7 @@ fn wal_get(room: &Room, repo: &Path, file: &str) -> Ended {
 pub(crate) fn contract(room: &Room) -> Outcome {
     let primary = Cluster::new(room, "primary");
     let (repo, wal) = (room.path("repo"), room.path("repo").join("wal"));
-    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    let receiver = receive(room, &repo, &primary.conninfo(), &["-Z", "none"]);
     receiver.wait_until_it_streams(&primary);
     let first = primary.sql("select pg_walfile_name(pg_current_wal_flush_lsn())");
     for _ in 0..5 {
