@@ -2,6 +2,7 @@
 
 mod backup;
 mod connect;
+mod drill;
 mod failure;
 mod list;
 mod log;
@@ -46,6 +47,7 @@ enum Command {
     List(list::Arguments),
     Verify(verify::Arguments),
     Restore(Box<restore::Arguments>),
+    Drill(Box<drill::Arguments>),
     /// Give a recovering server one file of the archive: its restore_command
     ///
     /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
@@ -87,6 +89,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::List(arguments) => list::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
+        Command::Drill(arguments) => drill::run(&arguments),
         Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };
     match done {

@@ -8,6 +8,7 @@
 mod catalogue;
 mod contents;
 mod documents;
+mod drills;
 mod folder;
 mod heal;
 mod sealed;
@@ -25,6 +26,7 @@ pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,
     SealedFile, SealedHistory, SealedManifest, SealedTablespace, SegmentRange, ServerVersion, Time,
 };
+pub use drills::{DrillDurations, DrillRecord};
 pub use folder::{BackupFolder, SealError, Sealed};
 pub use heal::{HealError, Healing};
 pub use sealed::{Document, DocumentError, Sha256Sum, read, write};
