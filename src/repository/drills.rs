@@ -1,5 +1,7 @@
 //! What the last drill of a backup found, beside its seal.
 
+use std::os::unix::fs::MetadataExt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{BackupId, Document, DocumentError, Repository, RepositoryError, Time, publish, read_document};
@@ -85,7 +87,15 @@ impl Repository {
     /// # Errors
     /// When it cannot be written.
     pub fn record_drill(&self, record: &DrillRecord) -> Result<(), RepositoryError> {
-        publish(&*self.disk, &self.backup_dir(record.backup), DRILL, record, self.modes.file())
+        let dir = self.backup_dir(record.backup);
+        publish(&*self.disk, &dir, DRILL, record, self.modes.file())?;
+        if rustix::process::geteuid().is_root()
+            && let Ok(meta) = std::fs::metadata(&dir)
+        {
+            // Root drills the backups of others, who must be able to read and replace it.
+            self.disk.set_access(&dir.join(DRILL), self.modes.file(), Some((meta.uid(), meta.gid())))?;
+        }
+        Ok(())
     }
 }
 
