@@ -171,6 +171,12 @@ pub(crate) fn tablespaces(room: &Room) -> Outcome {
     room.make_dir(&space);
     room.make_dir(&later);
     primary.rows(&format!("create tablespace elsewhere location '{}'", space.display()));
+    if room.server.major >= 15 {
+        let mut session = primary.session().unwrap();
+        session.run("set allow_in_place_tablespaces = on").unwrap();
+        session.run("create tablespace inside location ''").unwrap();
+        session.run("create table within tablespace inside as select 7").unwrap();
+    }
     primary.rows("create table far tablespace elsewhere as select i from generate_series(1, 1000) i");
     primary.rows("create index on far (i) tablespace elsewhere");
     let repo = room.path("repo");
@@ -263,6 +269,9 @@ pub(crate) fn refusals(room: &Room) -> Outcome {
     drill_at(&scratch, &["--pg-bin", "/nowhere"]).refused(1, &["PostgreSQL", "/nowhere"]);
     drill_at(&room.path("missing"), &["--pg-bin", bin]).refused(1, &["missing"]);
     drill_at(&scratch, &["--pg-bin", bin, "20200101T000000Z"]).refused(1, &["20200101T000000Z"]);
+    if room.user().is_some() {
+        drill_at(&scratch, &["--pg-bin", bin, "--run-as", "12345:12345"]).refused(1, &["only root", "12345"]);
+    }
     drill_at(&scratch, &["--pg-bin", bin, "-U", "nobody_of_that_name"]).refused(1, &["nobody_of_that_name"]);
     let long = scratch.join("x".repeat(90));
     room.make_dir(&long);
@@ -293,11 +302,18 @@ fn as_root(room: &Room, repo: &Path) -> Outcome {
     let root = |more: &[String]| {
         let mut command = Command::new(room.program());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).current_dir("/");
-        command.args(["drill", "--no-amcheck", "--repo"]).arg(repo).arg("--scratch").arg(room.path("scratch"));
+        command.args(["drill", "--no-amcheck", "--repo"]).arg(repo).env("TMPDIR", room.path("scratch"));
         run(command.arg("--pg-bin").arg(&room.server.bin).args(more))
     };
     root(&[]).refused(1, &["root"]);
-    root(&["--run-as".to_owned(), format!("{}:{}", user.0, user.1)]).expect(0).says("PASSED");
+    let closed = room.path("closed");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    let someone = ["--run-as".to_owned(), format!("{}:{}", user.0, user.1)];
+    let at_closed = [&someone[..], &["--scratch".to_owned(), closed.display().to_string()]].concat();
+    root(&at_closed).refused(1, &["cannot enter", "closed"]);
+    assert_eq!(names(&closed), Vec::<String>::new());
+    root(&someone).expect(0).says("PASSED");
     let folder = repo.join("backups").join(&names(&repo.join("backups"))[0]);
     let meta = fs::metadata(folder.join("drill.json")).unwrap();
     assert_eq!((meta.uid(), meta.gid()), (user.0, user.1));

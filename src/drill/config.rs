@@ -26,19 +26,22 @@ pub(super) struct Places<'a> {
     pub(super) ident: &'a Path,
 }
 
+/// What differs from drill to drill.
+pub(super) struct Wanted<'a> {
+    /// Lines that say how it recovers.
+    pub(super) recovery: &'a [u8],
+    /// Where it is to stop.
+    pub(super) target_time: Option<jiff::Timestamp>,
+    /// Whether a tablespace lies in the data directory, which a server takes for damage if it is not told.
+    pub(super) in_place: bool,
+}
+
 /// The whole of `postgresql.conf`. Nothing of the copied configuration counts: the server reaches
-/// nobody, nobody reaches it through a network, and it archives nothing. `recovery` are the lines that
-/// say how it recovers, and `target_time` where it is to stop.
-pub(super) fn server(
-    major: u32,
-    places: &Places<'_>,
-    control: &ControlFile,
-    recovery: &[u8],
-    target_time: Option<jiff::Timestamp>,
-) -> Vec<u8> {
+/// nobody, nobody reaches it through a network, and it archives nothing.
+pub(super) fn server(major: u32, places: &Places<'_>, control: &ControlFile, wanted: &Wanted<'_>) -> Vec<u8> {
     use std::os::unix::ffi::OsStrExt;
     let mut lines = b"# Written by walhold drill\n".to_vec();
-    lines.extend(recovery);
+    lines.extend(wanted.recovery);
     let mut set = |name: &str, value: &[u8]| lines.extend(setting_line(name, value));
     for (name, value) in FIXED {
         set(name, value.as_bytes());
@@ -56,7 +59,10 @@ pub(super) fn server(
         set("event_triggers", b"off");
         set("sync_replication_slots", b"off");
     }
-    if let Some(time) = target_time {
+    if wanted.in_place {
+        set("allow_in_place_tablespaces", b"on");
+    }
+    if let Some(time) = wanted.target_time {
         set("recovery_target_time", time.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string().as_bytes());
         set("recovery_target_action", b"promote");
     }
@@ -131,8 +137,9 @@ mod tests {
             ident: Path::new("/i/pg_ident.conf"),
         };
         let control = ControlFile::parse(CONTROL).unwrap();
-        let target = target_time.map(|text| text.parse().unwrap());
-        String::from_utf8(server(major, &places, &control, b"restore_command = 'x'\n", target)).unwrap()
+        let target_time = target_time.map(|text| text.parse().unwrap());
+        let wanted = Wanted { recovery: b"restore_command = 'x'\n", target_time, in_place: major == 18 };
+        String::from_utf8(server(major, &places, &control, &wanted)).unwrap()
     }
 
     #[test]
@@ -179,6 +186,13 @@ mod tests {
         ] {
             assert!(text.contains(&format!("\n{line}\n")), "{line}");
         }
+    }
+
+    #[test]
+    fn tablespaces_in_the_data_directory_are_announced() {
+        assert!(text(18, None).contains("\nallow_in_place_tablespaces = 'on'\n"));
+        // Some of 13 and 14 do not know it.
+        assert!(!text(13, None).contains("allow_in_place_tablespaces"));
     }
 
     #[test]

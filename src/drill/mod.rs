@@ -134,6 +134,9 @@ pub enum DrillError {
     /// Root cannot run the server.
     #[error("a PostgreSQL server does not run as root, and no other user is named")]
     RunAs,
+    /// Only root can give a server to another user.
+    #[error("only root can run the server as user {0}")]
+    CannotRunAs(u32),
     /// There is no server that can read the backup.
     #[error("there is no PostgreSQL {major} {}{}", match given {
         Some(dir) => format!("in {}", dir.display()),
@@ -153,6 +156,9 @@ pub enum DrillError {
     /// A socket could not have such a path.
     #[error("the path of the server's socket would be too long: {}", .0.display())]
     LongPath(PathBuf),
+    /// The server's user does not get there.
+    #[error("the user who is to run the server cannot enter {}", .0.display())]
+    Barrier(PathBuf),
     /// A file or directory cannot be used.
     #[error("cannot use {}: {source}", path.display())]
     Path {
@@ -181,6 +187,9 @@ pub enum DrillError {
     /// It was told to end.
     #[error("stopped")]
     Stopped,
+    /// It came to no verdict, and left something.
+    #[error("{0}; the scratch folder could not be removed: {1}")]
+    LeftBehind(Box<Self>, String),
     /// The archive cannot be read.
     #[error(transparent)]
     Archive(#[from] ArchiveError),

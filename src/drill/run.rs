@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::config::{self, HBA, Places};
+use super::config::{self, HBA, Places, Wanted};
 use super::process::Programs;
 use super::scratch::Scratch;
 use super::server::Server;
@@ -57,10 +57,11 @@ pub fn drill(
     let outcome =
         Drill { repository, options, stop, backup: &backup, tools: &tools, scratch: &scratch }.run(&mut record, tell);
     let scratch = scratch.end();
-    match outcome {
-        Ok(()) => {}
-        Err(Ended::Failed(why)) => record.failure = Some(why),
-        Err(Ended::Error(e)) => return Err(e),
+    match (outcome, &scratch) {
+        (Ok(()), _) => {}
+        (Err(Ended::Failed(why)), _) => record.failure = Some(why),
+        (Err(Ended::Error(e)), Ok(_)) => return Err(e),
+        (Err(Ended::Error(e)), Err(left)) => return Err(DrillError::LeftBehind(Box::new(e), left.to_string())),
     }
     record.finished = Time(Timestamp::now());
     let recorded = repository.record_drill(&record);
@@ -77,10 +78,16 @@ struct Tools {
 
 impl Tools {
     fn find(options: &Options, backup: &Seal) -> Result<Self, DrillError> {
-        if options.run_as.map_or_else(|| rustix::process::geteuid().is_root(), |owner| owner.user == 0) {
-            return Err(DrillError::RunAs);
+        let we = rustix::process::geteuid();
+        match options.run_as.map_or(we.as_raw(), |owner| owner.user) {
+            0 => return Err(DrillError::RunAs),
+            user if !we.is_root() && user != we.as_raw() => return Err(DrillError::CannotRunAs(user)),
+            _ => {}
         }
-        let programs = Programs::find(options.bin.as_deref(), backup.server_version.major(), options.run_as)?;
+        let absolute =
+            |bin: &Path| std::path::absolute(bin).map_err(|source| DrillError::Path { path: bin.to_owned(), source });
+        let bin = options.bin.as_deref().map(absolute).transpose()?;
+        let programs = Programs::find(bin.as_deref(), backup.server_version.major(), options.run_as)?;
         let sql = options.sql.as_deref().map(|file| {
             let wrong = |source| DrillError::Path { path: file.to_owned(), source };
             let file = file.canonicalize().map_err(wrong)?;
@@ -179,7 +186,12 @@ impl Drill<'_> {
             ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"].map(|name| scratch.dir().join(name));
         let places = Places { sockets: &scratch.sockets(), hba: &hba, ident: &ident };
         let major = self.backup.server_version.major();
-        let lines = config::server(major, &places, &control, &plan.recovery_settings(), self.options.target_time);
+        let wanted = Wanted {
+            recovery: &plan.recovery_settings(),
+            target_time: self.options.target_time,
+            in_place: plan.tablespaces.iter().any(|planned| planned.new.is_none()),
+        };
+        let lines = config::server(major, &places, &control, &wanted);
         scratch.write(&config, &lines)?;
         scratch.write(&hba, HBA)?;
         scratch.write(&ident, b"")?;

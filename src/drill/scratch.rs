@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::DrillError;
 use super::config::PORT;
 use crate::disk::{Disk, DiskError, Real, Trouble};
-use crate::restore::Owner;
+use crate::restore::{Owner, barrier};
 
 /// `sun_path` of `struct sockaddr_un` has 108 bytes, one of them for its end.
 const MAX_SOCKET: usize = 107;
@@ -40,7 +40,8 @@ impl Scratch {
                     scratch.give(&scratch.dir, 0o700)?;
                     DISK.make_dir(&scratch.sockets(), 0o700).map(drop)?;
                     scratch.give(&scratch.sockets(), 0o700)?;
-                    return Ok(scratch);
+                    let barrier = owner.and_then(|owner| barrier(owner, &scratch.sockets(), 0o7));
+                    return barrier.map_or(Ok(scratch), |path| Err(DrillError::Barrier(path)));
                 }
                 Err(e) if e.trouble() == Trouble::Exists => {}
                 Err(e) => return Err(e.into()),

@@ -34,8 +34,9 @@ impl Door {
                 door.database = database;
                 match door.open(database) {
                     Ok(session) if session.parameter("is_superuser") == Some("on") => return Ok(door),
-                    Ok(_) => refused = Some(DrillError::NoSuperuser(user.clone())),
-                    Err(e) => refused = Some(DrillError::Connect(e)),
+                    Ok(_) => refused = refused.or_else(|| Some(DrillError::NoSuperuser(user.clone()))),
+                    // The first reason tells most.
+                    Err(e) => refused = refused.or(Some(DrillError::Connect(e))),
                 }
             }
         }

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 pub(crate) use configure::line as setting_line;
 pub use lay_down::{RestoreEvent, Restored, lay_down};
+pub(crate) use plan::barrier;
 pub use plan::{Place, Plan, PlannedTablespace, PlannedWal, Space, plan};
 pub use wal_get::{Outcome, Request, run as run_wal_get, wal_get};
 

@@ -280,7 +280,7 @@ fn check_owner(owner: Option<Owner>, program: &Path, repo: &Path) -> Result<(), 
 
 /// The first part of the path at which the owner is certainly kept out: by the modes, of which
 /// those for another group are taken as open, for the owner may be a member of it.
-fn barrier(owner: Owner, path: &Path, bits: u32) -> Option<PathBuf> {
+pub(crate) fn barrier(owner: Owner, path: &Path, bits: u32) -> Option<PathBuf> {
     let closed = |part: &Path, bits: u32| {
         let Ok(meta) = std::fs::metadata(part) else { return false };
         let mode = meta.permissions().mode();
