@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::backup::{backup, verify};
+use crate::backup::{backup, restored, verify};
 use crate::cluster::{Cluster, Setup, Stop};
 use crate::load::{Load, compare};
 use crate::program::{Ended, receive, run, start, walhold};
@@ -89,11 +89,7 @@ pub(crate) fn good(room: &Room) -> Outcome {
     let json = drill(room, &repo, &["--json", "--no-amcheck"]).expect(0).out;
     assert_eq!(names(&archived), before, "a drill archived something");
     assert!(json.contains("\"passed\": true") && json.contains("\"recorded\": true"), "{json}");
-    let value = |name: &str| {
-        let rest = json.split_once(&format!("\"{name}\": \"")).unwrap_or_else(|| panic!("no {name}: {json}")).1;
-        rest.split('"').next().unwrap().to_owned()
-    };
-    assert_eq!(value("reached"), value("archive_end"));
+    assert_eq!(value(&json, "reached"), value(&json, "archive_end"));
     verify(room, &repo).expect(0);
     run(walhold(room, "list").arg("--repo").arg(&repo)).expect(0).says("passed 20");
 
@@ -171,7 +167,8 @@ pub(crate) fn tablespaces(room: &Room) -> Outcome {
     room.make_dir(&space);
     room.make_dir(&later);
     primary.rows(&format!("create tablespace elsewhere location '{}'", space.display()));
-    if room.server.major >= 15 {
+    // Before 16 a base backup leaves them out.
+    if room.server.major >= 16 {
         let mut session = primary.session().unwrap();
         session.run("set allow_in_place_tablespaces = on").unwrap();
         session.run("create tablespace inside location ''").unwrap();
@@ -216,6 +213,55 @@ fn everything(folder: &Path) -> Vec<(PathBuf, i64, i64)> {
         all.push((path, meta.ctime(), meta.ctime_nsec()));
     }
     all
+}
+
+/// Along a newer timeline, to a gap, and not past damage.
+pub(crate) fn far(room: &Room) -> Outcome {
+    let mut first = Cluster::new(room, "first");
+    Load::prepare(&first);
+    let (repo, wal) = (room.path("repo"), room.path("repo").join("wal"));
+    let receiver = receive(room, &repo, &first.conninfo(), &[]);
+    receiver.wait_until_it_streams(&first);
+    backup(room, &repo, &first).expect(0);
+    first.switch_segment();
+    first.switch_segment();
+    first.wait_for_slot("walhold", first.flushed());
+    first.destroy();
+    receiver.terminate().expect(0);
+    let second = restored(room, &repo, "second");
+    let receiver = receive(room, &repo, &second.conninfo(), &[]);
+    receiver.wait_until_it_streams(&second);
+    for _ in 0..4 {
+        second.switch_segment();
+    }
+    second.rows("create table last as select 1");
+    second.wait_for_slot("walhold", second.flushed());
+    receiver.terminate().expect(0);
+    // Its checkpoints may have gone on until the receiver ended.
+    drop(second);
+    let json = drill(room, &repo, &["--json", "--no-amcheck"]).expect(0).out;
+    assert!(json.contains("\"timeline\": 2"), "{json}");
+    assert_eq!(value(&json, "reached"), value(&json, "archive_end"));
+
+    let held = names(&wal);
+    let on_second: Vec<&String> = held.iter().filter(|n| n.starts_with("00000002") && !n.contains(".hist")).collect();
+    let (damaged, whole) = (wal.join(on_second[2]), fs::read(wal.join(on_second[2])).unwrap());
+    let mut bytes = whole.clone();
+    bytes[100] ^= 0x40;
+    room.write(&damaged, bytes);
+    drill(room, &repo, &["--no-amcheck"]).refused(4, &["before its recovery had ended"]).says("damaged");
+    fs::remove_file(&damaged).unwrap();
+    let json = drill(room, &repo, &["--json", "--no-amcheck"]).expect(0).out;
+    assert!(json.contains(&format!("WAL from segment {} on", &on_second[2][..24])), "{json}");
+    assert_eq!(value(&json, "reached"), value(&json, "archive_end"));
+    Ok(())
+}
+
+/// A member of the JSON that a drill prints.
+#[track_caller]
+fn value(json: &str, name: &str) -> String {
+    let rest = json.split_once(&format!("\"{name}\": \"")).unwrap_or_else(|| panic!("no {name}: {json}")).1;
+    rest.split('"').next().unwrap().to_owned()
 }
 
 /// Whatever ends a drill, its server and its folder go with it.

@@ -82,6 +82,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("drill_names_a_damaged_index", drill::damaged_index),
     ("drill_asks_the_operators_own_questions", drill::own_questions),
     ("drill_keeps_away_from_the_sources_tablespaces", drill::tablespaces),
+    ("drill_goes_as_far_as_the_archive", drill::far),
     ("drill_leaves_nothing_when_it_is_interrupted", drill::interrupted),
     ("drill_refuses_what_it_cannot_do", drill::refusals),
     ("readme_commands_work", readme::commands_work),

@@ -163,6 +163,9 @@ impl Drill<'_> {
         let plan = plan(&self.unsynced()?, &options).map_err(judge)?;
         record.checked.push("every record of the WAL it needs is valid".to_owned());
         record.timeline = plan.wal.timeline;
+        if let Some(gap) = &plan.wal.ends_at_gap {
+            record.not_checked.push(format!("WAL from segment {gap} on, which is missing or damaged"));
+        }
         record.archive_end = Some(scan::end_of_wal(&self.repository.archive(), self.backup, &plan)?);
         Ok(plan)
     }
