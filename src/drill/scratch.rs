@@ -2,6 +2,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::DrillError;
 use super::config::PORT;
@@ -13,6 +14,10 @@ const MAX_SOCKET: usize = 107;
 
 /// Names that are tried: drills that were killed may have left theirs.
 const NAMES: u32 = 100;
+
+/// How often removing it is tried again, and after how long.
+const REMOVALS: u32 = 5;
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// A folder of our own. Dropped, it is removed unless it is to be kept.
 pub(super) struct Scratch {
@@ -88,7 +93,7 @@ impl Scratch {
         if self.keep {
             return Ok(Some(self.dir.clone()));
         }
-        DISK.remove_tree(&self.dir).map(|()| None)
+        remove(&self.dir).map(|()| None)
     }
 }
 
@@ -96,9 +101,20 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         if !self.removed && !self.keep {
             // What went wrong before is what is told.
-            let _ = DISK.remove_tree(&self.dir);
+            let _ = remove(&self.dir);
         }
     }
+}
+
+/// A `restore_command` of a server that was ended may live for a moment longer, and write.
+fn remove(dir: &Path) -> Result<(), DiskError> {
+    for _ in 0..REMOVALS {
+        match DISK.remove_tree(dir) {
+            Err(e) if e.trouble() != Trouble::Missing => std::thread::sleep(AGAIN),
+            _ => return Ok(()),
+        }
+    }
+    DISK.remove_tree(dir)
 }
 
 /// What is thrown away again need not survive a power cut.
