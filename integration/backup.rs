@@ -4,9 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::cluster::{Cluster, Setup};
 use crate::load::{Load, compare};
-use crate::program::{Ended, receive, run, walhold};
+use crate::program::{Ended, receive, run, start, walhold};
 use crate::room::{Outcome, Room, SOON, wait_until};
 use crate::stock::{amcheck, names, plain_copy, segment_at, verify_backup};
 
@@ -66,6 +68,39 @@ pub(crate) fn under_load(room: &Room) -> Outcome {
     compare(&acknowledged, &server);
     amcheck(room, &server);
     judged
+}
+
+/// The receiver hangs while the files are copied, and the backup is killed while it waits for WAL. It
+/// is sealed by the receiver as soon as that has gone on.
+pub(crate) fn sealed_later(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    let repo = room.path("repo");
+    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    receiver.wait_until_it_streams(&primary);
+    let mut command = walhold(room, "backup");
+    command.arg("--repo").arg(&repo).args(["--max-rate", "10M", "-d", &primary.conninfo()]);
+    let running = start(&mut command);
+    running.wait_for("starts at");
+    receiver.signal(Signal::STOP);
+    let pending =
+        || names(&repo.join("backups")).pop().map(|id| repo.join("backups").join(id).join("backup.pending.json"));
+    wait_until("the copy to end", SOON, || {
+        pending().is_some_and(|path| fs::read_to_string(path).is_ok_and(|text| text.contains("\"stop_time\"")))
+    });
+    assert!(running.kill().killed());
+    let data = room.path("too-early");
+    restore(room, &repo, &data, &[]).refused(4, &["no complete backup"]);
+    let id = names(&repo.join("backups")).remove(0);
+    restore(room, &repo, &data, &[&id]).refused(4, &[&id, "waits for WAL up to"]);
+
+    receiver.signal(Signal::CONT);
+    primary.rows("create table after_it as select 1");
+    primary.switch_segment();
+    wait_until("the receiver to seal it", SOON, || !pending().is_some_and(|path| path.exists()));
+    receiver.terminate().expect(0).says("its WAL has come");
+    verify(room, &repo).expect(0).says("USABLE");
+    restored(room, &repo, "restored");
+    Ok(())
 }
 
 /// No write comes, no segment ends, and the backup is whole all the same.

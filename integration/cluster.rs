@@ -222,6 +222,11 @@ impl<'a> Cluster<'a> {
         format!("host={} port={} user=postgres", self.sockets.display(), self.tcp_port.unwrap_or(5432))
     }
 
+    /// The folder of its socket.
+    pub(crate) fn sockets(&self) -> &Path {
+        &self.sockets
+    }
+
     /// Its files.
     pub(crate) fn data(&self) -> &Path {
         &self.data
@@ -244,6 +249,13 @@ impl<'a> Cluster<'a> {
     #[track_caller]
     pub(crate) fn wait_for_no_receiver(&self) {
         wait_until("nobody to stream", SOON, || self.sql("select count(*) from pg_stat_replication") == "0");
+    }
+
+    /// Waits until no receiver streams, whatever standby does.
+    #[track_caller]
+    pub(crate) fn wait_for_no_walhold(&self) {
+        let sql = "select count(*) from pg_stat_replication where application_name = 'walhold'";
+        wait_until("no receiver to stream", SOON, || self.sql(sql) == "0");
     }
 
     /// Waits until the slot's position, which is what its receiver reported as flushed, has reached `target`.

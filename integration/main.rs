@@ -25,10 +25,14 @@ mod stock;
 mod trace;
 
 mod backup;
+mod certificates;
+mod compress;
 mod crash;
 mod disk_full;
 mod drill;
 mod durable;
+mod expire;
+mod hosts;
 mod identical;
 mod readme;
 mod refusals;
@@ -60,12 +64,14 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_backup_under_load_restores", backup::under_load),
     ("p3_a_backup_of_an_idle_server_is_sealed_at_once", backup::idle_beside_receiver),
     ("p3_a_backup_alone_brings_its_own_wal", backup::idle_alone),
+    ("p3_a_backup_whose_wal_comes_late_is_sealed_then", backup::sealed_later),
     ("p3_tablespaces_are_part_of_it", backup::tablespaces),
     ("p3_a_standby_can_be_backed_up", backup::of_standby),
     ("p3_a_killed_backup_is_never_offered", crash::backup_killed),
     ("p3_a_backup_killed_alone_is_never_offered", crash::backup_killed_alone),
     ("p3_a_missing_segment_is_named_and_refused", backup::missing_segment),
     ("p3_a_damaged_file_is_named_and_refused", backup::damaged_file),
+    ("p4_what_is_left_by_expire_restores", expire::under_load),
     ("p5_another_cluster_is_refused", resume::other_cluster),
     ("p5_a_clone_that_went_its_own_way_is_refused", resume::diverged_clone),
     ("p5_a_primary_behind_the_archive_is_refused", resume::primary_behind),
@@ -76,7 +82,17 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p6_folders_that_cannot_be_used_are_named", refusals::folders),
     ("p6_tls_and_channel_binding", tls::verified),
     ("p6_tls_is_never_less_than_asked_for", tls::refused),
-    ("p7_files_are_those_of_pg_receivewal", identical::drain),
+    ("p7_segments_of_1_mb_are_those_of_pg_receivewal", identical::of_1_mb),
+    ("p7_segments_of_16_mb_are_those_of_pg_receivewal", identical::of_16_mb),
+    ("p7_segments_of_64_mb_are_those_of_pg_receivewal", identical::of_64_mb),
+    ("p7_compressed_archives_are_the_same", compress::identical),
+    ("p1_a_receiver_killed_while_it_compresses_loses_nothing", compress::killed),
+    ("p6_client_certificates_are_shown", certificates::of_client),
+    ("p6_a_revoked_server_is_refused", certificates::revoked),
+    ("p6_tls_without_asking", certificates::direct),
+    ("hosts_are_tried_until_one_will_do", hosts::looked_for),
+    ("hosts_are_tried_again_after_a_failover", hosts::failover),
+    ("hosts_and_more_come_from_a_service_file", hosts::service),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
     ("drill_passes_beside_its_source_and_is_recorded", drill::good),
     ("drill_names_a_damaged_index", drill::damaged_index),
@@ -97,7 +113,7 @@ fn main() {
     if servers.is_empty() {
         eprintln!("no PostgreSQL server at hand: integration/test fetches some");
     }
-    let world: &'static World = Box::leak(Box::new(World::new()));
+    let world: &'static World = Box::leak(Box::new(World::new(&servers)));
     let mut trials = Vec::new();
     for (name, scenario) in SCENARIOS {
         for server in &servers {

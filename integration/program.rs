@@ -143,6 +143,11 @@ impl Running {
         self.end_by(Signal::TERM)
     }
 
+    /// Sends a signal that it goes on after.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child.borrow()), signal).unwrap();
+    }
+
     #[track_caller]
     fn end_by(self, signal: Signal) -> Ended {
         let _ = kill_process(Pid::from_child(&self.child.borrow()), signal);

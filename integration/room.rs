@@ -33,6 +33,7 @@ pub(crate) struct User(pub(crate) u32, pub(crate) u32);
 #[derive(Debug)]
 pub(crate) struct World {
     base: PathBuf,
+    servers: Vec<Server>,
     user: Option<User>,
     rooms: AtomicU32,
     templates: Mutex<HashMap<String, Arc<OnceLock<PathBuf>>>>,
@@ -41,12 +42,18 @@ pub(crate) struct World {
 impl World {
     /// Makes the run's folder, and puts the program where the servers' user can reach it: a
     /// checkout is often in a home that is closed to others.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(servers: &[Server]) -> Self {
         // A socket's path has at most 107 bytes, so not in a TMPDIR that may be anywhere.
         let base = tempfile::Builder::new().prefix("wh").tempdir_in("/tmp").unwrap().keep();
         fs::set_permissions(&base, fs::Permissions::from_mode(0o755)).unwrap();
         fs::copy(env!("CARGO_BIN_EXE_walhold"), base.join("walhold")).unwrap();
-        Self { base, user: unprivileged(), rooms: AtomicU32::new(0), templates: Mutex::default() }
+        Self {
+            base,
+            servers: servers.to_vec(),
+            user: unprivileged(),
+            rooms: AtomicU32::new(0),
+            templates: Mutex::default(),
+        }
     }
 
     /// A folder for one test.
@@ -154,6 +161,18 @@ impl Room {
     pub(crate) fn tool(&self, name: &str) -> Result<PathBuf, Skip> {
         let path = self.server.bin.join(name);
         if path.exists() { Ok(path) } else { Err(Skip(format!("this PostgreSQL {} has no {name}", self.server.major))) }
+    }
+
+    /// A client tool that works with the server: its own, or that of the next newer version at hand,
+    /// for clients take older servers and not the other way round.
+    ///
+    /// # Errors
+    /// When none has it.
+    pub(crate) fn client(&self, name: &str) -> Result<PathBuf, Skip> {
+        let mut newer: Vec<_> = self.world.servers.iter().filter(|s| s.major > self.server.major).collect();
+        newer.sort_by_key(|s| s.major);
+        let newer = newer.into_iter().map(|s| s.bin.join(name)).find(|path| path.exists());
+        self.tool(name).or_else(|skip| newer.ok_or(skip))
     }
 
     /// What `make` puts into a folder, made once in a run.

@@ -3,6 +3,8 @@
 //!
 //! A failure prints the seed: `WALHOLD_SEED=... cargo test --test proto crash` runs it again.
 
+mod compress;
+mod expire;
 mod repository;
 mod world;
 

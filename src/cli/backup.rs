@@ -8,6 +8,7 @@ use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, Prog
 use serde::Serialize;
 use tracing::{info, warn};
 
+use super::heal::heal_all;
 use super::values::{rate, who};
 use super::{Failure, connect, signals};
 use crate::backup::{Event, Options, backup};
@@ -65,7 +66,8 @@ async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
     let stop = signals::stop()?;
     let opened = connect::repository(&upstream, &arguments.repo)?;
     let options = Options {
-        conninfo,
+        // Its WAL must come from the server that is copied, where the slot is.
+        conninfo: conninfo.at(&upstream.session),
         application_name,
         label: arguments.label.clone(),
         checkpoint: match arguments.checkpoint {
@@ -77,6 +79,7 @@ async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
         compression: arguments.compress,
         who: who("backup"),
     };
+    heal_all(&opened.repository)?;
     let mut teller = Teller::new();
     let sealed = backup(&opened.repository, upstream, &options, &stop, &mut |event| teller.tell(event)).await;
     teller.bar.finish_and_clear();

@@ -23,10 +23,10 @@ pub(super) struct ConnectionFlags {
     /// Connection string (key=value or URI)
     #[arg(short, long, value_name = "CONNSTR", env = "WALHOLD_DBNAME")]
     dbname: Option<String>,
-    /// Server host, or directory of its socket
+    /// Server host, or directory of its socket; several with commas
     #[arg(short = 'h', long, env = "WALHOLD_HOST")]
     host: Option<String>,
-    /// Server port
+    /// Server port; one, or one for each host
     #[arg(short, long, env = "WALHOLD_PORT")]
     port: Option<String>,
     /// Role to connect as

@@ -8,7 +8,7 @@ use crate::connection::{ConnectError, ConninfoError, Error as SessionError};
 use crate::disk::{DiskError, Trouble};
 use crate::drill::DrillError;
 use crate::receive::{Gap, ReceiveError};
-use crate::repository::{NotUsable, RepositoryError, SealError};
+use crate::repository::{ExpireError, MarkError, NotUsable, RepositoryError, SealError, Undecided};
 use crate::restore::RestoreError;
 use crate::verify::VerifyError;
 
@@ -78,6 +78,11 @@ impl Failure {
         Self { hint: hint.or(self.hint), ..self }
     }
 
+    /// What the operator can do.
+    pub fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Writes the lines to stderr, or one JSON object.
     pub fn print(&self, json: bool) {
         if json {
@@ -95,7 +100,7 @@ impl Failure {
 impl From<ConninfoError> for Failure {
     fn from(e: ConninfoError) -> Self {
         Self::usage(e.to_string())
-            .hint("connection settings come from -d, -h, -p, -U and the PG* environment variables")
+            .hint("connection settings come from -d, -h, -p, -U, the service file and the PG* environment variables")
     }
 }
 
@@ -140,6 +145,7 @@ impl From<ArchiveError> for Failure {
             ArchiveError::Disk(e) => e.into(),
             ArchiveError::Decode { .. }
             | ArchiveError::Gone(_)
+            | ArchiveError::Changed(_)
             | ArchiveError::NoHistory(_)
             | ArchiveError::History { .. } => {
                 Self::error(e.to_string()).exit(Exit::NotUsable).hint("walhold verify shows what is damaged")
@@ -198,7 +204,11 @@ impl From<ReceiveError> for Failure {
                 "the server was restored to an earlier state, or it is another one: nothing was written; \
                  give it a repository of its own",
             ),
-            ReceiveError::Diverged(_) | ReceiveError::ForkedBefore { .. } | ReceiveError::OtherHistory { .. } => {
+            ReceiveError::ForkedBefore { to, .. } => failure.exit(Exit::Gap).hint(format!(
+                "nothing was written. If a standby that had fallen behind was promoted, go on with --follow-timeline {to}; \
+                 a server that was restored to an earlier point needs a repository of its own"
+            )),
+            ReceiveError::Diverged(_) | ReceiveError::OtherHistory { .. } => {
                 failure.exit(Exit::Gap).hint(
                     "the server's past is not the archive's (a clone, or a restore to an earlier point): \
                      nothing was written; give it a repository of its own",
@@ -238,7 +248,7 @@ impl From<BackupError> for Failure {
                 "a standby's backup begins at its last restartpoint: run walhold receive beside it, or back the primary up",
             ),
             BackupError::Waiting { .. } => failure.exit(Exit::NotUsable).hint(
-                "its files are kept, and it is not offered for restore; look at the receiver's log, then back up again",
+                "look at the receiver's log; walhold receive, backup or verify --seal complete it once its WAL has come",
             ),
             BackupError::Tar(_)
             | BackupError::Names(_)
@@ -274,6 +284,36 @@ impl From<VerifyError> for Failure {
     }
 }
 
+impl From<ExpireError> for Failure {
+    fn from(e: ExpireError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e {
+            ExpireError::Undecided(Undecided::Damaged { .. }) => failure.hint(
+                "nothing was removed; restore its document from a copy, or remove its folder if the backup is lost",
+            ),
+            ExpireError::Undecided(Undecided::NoHistory(_)) => {
+                failure.hint("nothing was removed; walhold receive fetches the file from the server")
+            }
+            ExpireError::Stranger(_) => failure.hint("nothing was removed; move it out of the repository"),
+            ExpireError::Busy(_) | ExpireError::Unsettled => failure.hint("try again when it has ended"),
+            ExpireError::Archive(e) => e.into(),
+            ExpireError::Repository(e) => e.into(),
+        }
+    }
+}
+
+impl From<MarkError> for Failure {
+    fn from(e: MarkError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e {
+            MarkError::NotUsable(NotUsable::Repository(e)) => e.into(),
+            MarkError::NotUsable(_) => failure.hint("walhold list shows the backups; only complete ones can be marked"),
+            MarkError::Busy(_) => failure.hint("try again when it has ended"),
+            MarkError::Disk(e) => e.into(),
+        }
+    }
+}
+
 impl From<RestoreError> for Failure {
     fn from(e: RestoreError) -> Self {
         let failure = Self::error(e.to_string());
@@ -282,6 +322,7 @@ impl From<RestoreError> for Failure {
             RestoreError::Repository(e) | RestoreError::NotUsable(NotUsable::Repository(e)) => e.into(),
             RestoreError::Archive(e) => e.into(),
             RestoreError::NotUsable(NotUsable::NotFound(_)) => failure.hint("walhold list shows the backups"),
+            RestoreError::NotUsable(NotUsable::InUse(_)) => failure.hint("try again; walhold list shows the backups"),
             RestoreError::NotUsable(_) => {
                 failure.exit(Exit::NotUsable).hint("walhold list shows the backups; only complete ones are restored")
             }

@@ -40,8 +40,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return super::say(&"no backups\n");
     }
     let head = format!(
-        "{:<17} {:<9} {:>4} {:>14} {:>14} {:>10} {:>10} {:<17}  LABEL\n",
-        "BACKUP", "STATE", "TLI", "START", "STOP", "DATA", "STORED", "DRILL"
+        "{:<17} {:<9} {:<4} {:>4} {:>14} {:>14} {:>10} {:>10} {:<17}  LABEL\n",
+        "BACKUP", "STATE", "KEEP", "TLI", "START", "STOP", "DATA", "STORED", "DRILL"
     );
     let drill = |entry: &BackupEntry| drilled(&repository, entry.id);
     super::say(&backups.iter().fold(head, |table, entry| table + &line(entry, drill(entry).as_ref()) + "\n"))
@@ -77,8 +77,11 @@ fn line(entry: &BackupEntry, drill: Option<&DrillRecord>) -> String {
         BackupState::Damaged(why) => (None, "-".into(), "-".into(), why.as_str()),
     };
     let (id, state, start, stop) = (entry.id, state(entry), lsn(entry.start()), lsn(stop));
+    let keep = if entry.kept { "yes" } else { "" };
     let drill = drill.map_or_else(|| "-".to_owned(), verdict);
-    format!("{id:<17} {state:<9} {tli:>4} {start:>14} {stop:>14} {data:>10} {stored:>10} {drill:<17}  {label}")
+    format!(
+        "{id:<17} {state:<9} {keep:<4} {tli:>4} {start:>14} {stop:>14} {data:>10} {stored:>10} {drill:<17}  {label}"
+    )
 }
 
 /// Only a backup that is `complete` is ever offered for restore.
@@ -104,6 +107,8 @@ struct Report<'a> {
 struct Row<'a> {
     id: String,
     state: &'static str,
+    /// Whether it is marked so that it never expires.
+    kept: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     backup: Option<&'a Seal>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,8 +121,8 @@ struct Row<'a> {
 
 impl<'a> Row<'a> {
     fn of(entry: &'a BackupEntry) -> Self {
-        let (id, state) = (entry.id.to_string(), state(entry));
-        let row = Self { id, state, backup: None, pending: None, damage: None, drill: None };
+        let (id, kept, state) = (entry.id.to_string(), entry.kept, state(entry));
+        let row = Self { id, state, kept, backup: None, pending: None, damage: None, drill: None };
         match &entry.state {
             BackupState::Sealed(seal) => Row { backup: Some(seal), ..row },
             BackupState::Pending(pending) => Row { pending: Some(pending), ..row },

@@ -3,7 +3,10 @@
 mod backup;
 mod connect;
 mod drill;
+mod expire;
 mod failure;
+mod heal;
+mod keep;
 mod list;
 mod log;
 mod receive;
@@ -48,6 +51,8 @@ enum Command {
     Verify(verify::Arguments),
     Restore(Box<restore::Arguments>),
     Drill(Box<drill::Arguments>),
+    Keep(keep::Arguments),
+    Expire(expire::Arguments),
     /// Give a recovering server one file of the archive: its restore_command
     ///
     /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
@@ -90,6 +95,8 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Drill(arguments) => drill::run(&arguments),
+        Command::Keep(arguments) => keep::run(&arguments),
+        Command::Expire(arguments) => expire::run(&arguments),
         Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };
     match done {

@@ -7,18 +7,25 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory};
+use indicatif::{HumanBytes, HumanDuration};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::values::{duration, some_time, who};
+use super::heal::{Healer, News};
+use super::values::{WalCompression, duration, some_time, timeline, who};
 use super::{Failure, connect, signals};
-use crate::archive::Archive;
+use crate::archive::{Archive, Compressed, Compressor};
+use crate::codec::Packing;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
-use crate::receive::{Event, Finished, Options, Slot, Upstream, receive};
-use crate::wal::Lsn;
+use crate::receive::{Event, Finished, Options, Retry, Slot, Upstream, receive};
+use crate::wal::{Lsn, TimelineId};
 
 /// The slot that `--repo` uses, and the name under which the server sees the receiver.
 const NAME: &str = "walhold";
+
+/// How often it is looked whether the last segments are compressed.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Stream WAL from a server into a repository, or into a plain folder
 #[derive(Debug, Args)]
@@ -53,9 +60,16 @@ pub(super) struct Arguments {
     /// Do not connect again when the connection ends
     #[arg(short = 'n', long)]
     no_loop: bool,
+    /// Go on with this timeline of the server, wherever it forked off from what is held
+    #[arg(long, value_name = "N", value_parser = timeline)]
+    follow_timeline: Option<TimelineId>,
     /// Do not wait for the storage: a power cut may then lose anything (only with -D)
     #[arg(long, requires = "directory", conflicts_with = "synchronous")]
     no_sync: bool,
+    /// Compress complete segments: none, gzip, lz4 or zstd, with a level as in zstd:3 [default: with --repo zstd:1, with
+    /// -D none]
+    #[arg(short = 'Z', long, value_name = "METHOD", env = "WALHOLD_WAL_COMPRESS")]
+    compress: Option<WalCompression>,
     #[command(flatten)]
     connection: connect::ConnectionFlags,
 }
@@ -63,6 +77,8 @@ pub(super) struct Arguments {
 /// Where the WAL goes; locked while it lives.
 struct Target {
     archive: Archive,
+    /// Ends before the lock is let go.
+    compressor: Option<Compressor>,
     opened: Option<connect::Opened>,
     _lock: Lock,
 }
@@ -83,20 +99,70 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         sync_interval: arguments.sync_interval,
         status_interval: Some(arguments.status_interval).filter(|interval| !interval.is_zero()),
         end: arguments.endpos,
-        reconnect: !arguments.no_loop,
+        retry: (!arguments.no_loop).then(Retry::default),
+        follow: arguments.follow_timeline,
         island: None,
     };
     let target = arguments.target(&upstream)?;
-    let mut tell = |event| log(&event);
+    let healer = target.opened.as_ref().map(|opened| Healer::start(opened.repository.clone()));
+    let healer = healer.transpose().map_err(|e| Failure::error(format!("cannot start a thread: {e}")))?;
+    let mut tell = |event| {
+        match (&healer, &event) {
+            (Some(healer), Event::Durable(durable)) => healer.tell(News::Durable(durable.pos())),
+            (Some(healer), Event::Complete(segment)) => healer.tell(News::Segment(segment.end_pos())),
+            _ => {}
+        }
+        if let (Event::Streaming(_), Some(compressor)) = (&event, &target.compressor) {
+            // Not before: a receiver that is refused changes nothing.
+            compressor.look();
+        }
+        log(event);
+    };
     let finished = receive(upstream, &target.archive, &options, &stop, &mut tell).await;
     if let (Err(_), Some(opened)) = (&finished, &target.opened) {
         opened.clean_up();
     }
     match finished? {
         Finished::Stopped => info!("stopped; all that was received is durable"),
-        Finished::EndPosition => info!("received WAL beyond the end position"),
+        Finished::EndPosition => {
+            info!("received WAL beyond the end position");
+            target.compress_the_rest(&stop).await;
+        }
     }
     Ok(())
+}
+
+impl Target {
+    fn new(
+        archive: Archive,
+        opened: Option<connect::Opened>,
+        lock: Lock,
+        packing: Option<Packing>,
+    ) -> Result<Self, Failure> {
+        let cannot = |e: std::io::Error| Failure::error(format!("cannot start the thread that compresses: {e}"));
+        let compressor = packing.map(|packing| Compressor::start(&archive, packing, compressed)).transpose();
+        let compressor = compressor.map_err(cannot)?;
+        let archive = match &compressor {
+            Some(compressor) => archive.compressed_by(compressor),
+            None => archive,
+        };
+        Ok(Self { archive, compressor, opened, _lock: lock })
+    }
+
+    /// Waits for what is still to be compressed, unless told to stop.
+    async fn compress_the_rest(&self, stop: &CancellationToken) {
+        let Some(compressor) = &self.compressor else { return };
+        compressor.finish();
+        while !compressor.has_ended() && stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {}
+    }
+}
+
+fn compressed(what: Compressed) {
+    match what {
+        Compressed::Done { segment, bytes } => debug!("segment {segment} is compressed to {bytes} bytes"),
+        Compressed::Kept { segment, why } => warn!("segment {segment} stays as it is, not compressed: {why}"),
+        Compressed::NotListed(e) => warn!("complete segments are not compressed: {e}"),
+    }
 }
 
 impl Arguments {
@@ -138,7 +204,8 @@ impl Arguments {
             (Some(repo), _) => {
                 let opened = connect::repository(upstream, repo)?;
                 let lock = opened.repository.lock(&who("receive"))?;
-                Ok(Target { archive: opened.repository.archive(), opened: Some(opened), _lock: lock })
+                let packing = self.compress.map_or(Some(Packing::FAST), |WalCompression(packing)| packing);
+                Target::new(opened.repository.archive(), Some(opened), lock, packing)
             }
             (None, Some(directory)) => self.folder(directory, upstream),
             (None, None) => Err(Failure::usage("name a repository (--repo) or a folder (-D)")),
@@ -155,11 +222,11 @@ impl Arguments {
         let mode = upstream.file_mode;
         let (size, system_id) = (upstream.segment_size, Some(upstream.system_id));
         let archive = Archive::new(directory.to_owned(), disk, size, system_id, mode);
-        Ok(Target { archive, opened: None, _lock: lock })
+        Target::new(archive, None, lock, self.compress.and_then(|WalCompression(packing)| packing))
     }
 }
 
-fn log(event: &Event) {
+fn log(event: Event) {
     match event {
         Event::Streaming(at) => info!("streaming from {at}"),
         Event::Complete(segment) => debug!("segment {segment} is complete and durable"),
@@ -177,11 +244,32 @@ fn log(event: &Event) {
             "synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever; \
              use on or remote_write"
         ),
-        Event::Disconnected { reason, wait, again: true } => {
-            debug!("still not connected: {reason}; next try in {wait:?}")
+        Event::Disconnected { error, news: false, wait, .. } => {
+            debug!("still not connected: {error}; next try in {wait:?}");
         }
-        Event::Disconnected { reason, wait, .. } => warn!("disconnected: {reason}; next try in {wait:?}"),
-        Event::Reconnected => info!("connected again"),
+        Event::Disconnected { error, lasts, away, .. } => {
+            if away.is_zero() {
+                warn!("disconnected: {error}; trying again");
+            } else {
+                warn!("not connected for {}: {error}; trying again", span(away));
+            }
+            let failure = Failure::from(error);
+            if let Some(hint) = failure.advice().filter(|_| lasts) {
+                warn!("hint: {hint}");
+            }
+        }
+        Event::Reconnected { away, behind } => {
+            info!("connected again after {}, with {} of WAL to catch up", span(away), HumanBytes(behind));
+        }
         Event::Again { broken, from } => warn!("{broken}; asking for it once more, from segment {from}"),
+    }
+}
+
+/// A time as a person reads it.
+fn span(time: Duration) -> String {
+    if time < Duration::from_secs(60) {
+        format!("{:.1} s", time.as_secs_f64())
+    } else {
+        HumanDuration(time).to_string()
     }
 }

@@ -6,8 +6,10 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
+use crate::codec::{Packing, ParsePackingError};
 use crate::protocol::MaxRate;
 use crate::restore::{Mapping, Owner};
+use crate::wal::TimelineId;
 
 /// A time such as `100ms`, `10s`, `5min` or `2h`; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -38,6 +40,25 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     }
     let local: DateTime = text.parse().map_err(|_| wrong())?;
     local.to_zoned(TimeZone::system()).map(|zoned| zoned.timestamp()).map_err(|_| wrong())
+}
+
+/// A timeline's number, from 1 on.
+pub(super) fn timeline(text: &str) -> Result<TimelineId, String> {
+    let number = text.parse().ok().and_then(TimelineId::new);
+    number.ok_or_else(|| format!("\"{text}\" is not a timeline (a number from 1 on)"))
+}
+
+/// How complete segments are compressed, if they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct WalCompression(pub(super) Option<Packing>);
+
+impl std::str::FromStr for WalCompression {
+    type Err = ParsePackingError;
+
+    /// `none`, or as a [`Packing`].
+    fn from_str(text: &str) -> Result<Self, ParsePackingError> {
+        if text == "none" { Ok(Self(None)) } else { text.parse().map(|packing| Self(Some(packing))) }
+    }
 }
 
 /// A bound on the speed of a copy as `pg_basebackup --max-rate` has it: kB (1024 bytes) a second, or
@@ -137,6 +158,15 @@ mod tests {
         assert!(moment("2026-11-22 05:15:00").is_ok() && moment("2026-11-22").is_ok());
         for text in ["", "now", "yesterday", "2026-11-22 25:00:00", "2026-11-22T05:15:00Z x", "1764000000"] {
             assert!(moment(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn compressions_of_wal() {
+        assert_eq!("none".parse(), Ok(WalCompression(None)));
+        assert_eq!("zstd:1".parse(), Ok(WalCompression(Some(Packing::FAST))));
+        for text in ["none:1", "", "zstd:level=3"] {
+            assert!(text.parse::<WalCompression>().is_err(), "{text}");
         }
     }
 

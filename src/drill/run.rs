@@ -33,9 +33,8 @@ pub fn drill(
     tell: &mut impl FnMut(DrillEvent),
 ) -> Result<Drilled, DrillError> {
     let started = Time(Timestamp::now());
-    let backup = repository.find(options.which)?;
     // Neither it nor its WAL may be removed while it is read.
-    let _held = repository.hold(backup.id)?;
+    let (backup, _held) = repository.hold(repository.find(options.which)?.id)?;
     let tools = Tools::find(options, &backup)?;
     let mut record = DrillRecord {
         backup: backup.id,

@@ -127,25 +127,6 @@ impl Repository {
         self.lock_folder(id, self.backups_dir().join(id.to_string()))
     }
 
-    /// Keeps a backup from being removed for as long as the lock lives. Any number of readers may
-    /// hold it; nothing is written for it.
-    ///
-    /// # Errors
-    /// [`RepositoryError::Locked`] while it is being written or removed; and when it does not exist.
-    pub fn hold(&self, id: BackupId) -> Result<Lock, RepositoryError> {
-        let dir = self.backup_dir(id);
-        let mut tries = 1;
-        loop {
-            match self.disk.lock_shared(&dir) {
-                Ok(lock) => return Ok(lock),
-                Err(e) if e.trouble() == Trouble::Locked && tries < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
-                Err(e) if e.trouble() == Trouble::Locked => return Err(RepositoryError::Locked(e)),
-                Err(e) => return Err(e.into()),
-            }
-            tries += 1;
-        }
-    }
-
     fn lock_folder(&self, id: BackupId, dir: PathBuf) -> Result<BackupFolder, RepositoryError> {
         let mut tries = 1;
         loop {

@@ -7,10 +7,13 @@
 
 mod catalogue;
 mod contents;
+mod coverage;
 mod documents;
 mod drills;
+mod expire;
 mod folder;
 mod heal;
+mod retention;
 mod sealed;
 
 use std::fmt;
@@ -22,13 +25,19 @@ use thiserror::Error;
 
 pub use catalogue::{BackupEntry, BackupState, NotUsable, Which};
 pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, ReadError};
+pub use coverage::{Coverage, Gap, Island, Path as WalPath, Range, Stretch, Window, WindowEnd};
 pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,
     SealedFile, SealedHistory, SealedManifest, SealedTablespace, SegmentRange, ServerVersion, Time,
 };
 pub use drills::{DrillDurations, DrillRecord};
+pub use expire::{ExpireError, MarkError};
 pub use folder::{BackupFolder, SealError, Sealed};
 pub use heal::{HealError, Healing};
+pub use retention::{
+    Decision, Keep, Note, PENDING_LIMIT, Plan as RetentionPlan, Policy, Remove, RemovedWal, Undecided, Verdict,
+    plan as plan_retention,
+};
 pub use sealed::{Document, DocumentError, Sha256Sum, read, write};
 
 use crate::archive::Archive;

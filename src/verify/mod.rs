@@ -60,7 +60,14 @@ pub fn verify(
         Some(id) => vec![repository.backup(id)?.ok_or(VerifyError::NotFound(id))?],
         None => repository.backups()?,
     };
-    let backups = entries.iter().map(|entry| verify_backup(repository, entry, tell)).collect();
+    let mut backups = Vec::new();
+    for entry in &entries {
+        // So that it does not expire while it is read. One that has since it was listed is none any more.
+        let held = entry.seal().map(|seal| repository.hold(seal.id));
+        if which.is_some() || !matches!(held, Some(Err(NotUsable::NotFound(_)))) {
+            backups.push(verify_backup(repository, entry, tell));
+        }
+    }
     let wal = match which {
         Some(_) => None,
         None => Some(wal::verify_wal(&repository.archive(), &islands(&entries), tell)?),
