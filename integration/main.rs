@@ -29,6 +29,7 @@ mod certificates;
 mod compress;
 mod crash;
 mod disk_full;
+mod drill;
 mod durable;
 mod expire;
 mod failover;
@@ -104,6 +105,13 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("hosts_are_tried_again_after_a_failover", hosts::failover),
     ("hosts_and_more_come_from_a_service_file", hosts::service),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
+    ("drill_passes_beside_its_source_and_is_recorded", drill::good),
+    ("drill_names_a_damaged_index", drill::damaged_index),
+    ("drill_asks_the_operators_own_questions", drill::own_questions),
+    ("drill_keeps_away_from_the_sources_tablespaces", drill::tablespaces),
+    ("drill_goes_as_far_as_the_archive", drill::far),
+    ("drill_leaves_nothing_when_it_is_interrupted", drill::interrupted),
+    ("drill_refuses_what_it_cannot_do", drill::refusals),
     ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
     ("p8_a_recovery_does_not_end_while_its_repository_is_away", wal_get::recovery),

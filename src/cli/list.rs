@@ -6,10 +6,11 @@ use std::sync::Arc;
 use clap::Args;
 use indicatif::HumanBytes;
 use serde::Serialize;
+use tracing::warn;
 
 use super::Failure;
 use crate::disk::Real;
-use crate::repository::{BackupEntry, BackupState, Pending, Repository, Seal};
+use crate::repository::{BackupEntry, BackupId, BackupState, DrillRecord, Pending, Repository, Seal};
 
 /// List the backups of a repository; writes nothing
 #[derive(Debug, Args)]
@@ -26,7 +27,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let repository = Repository::open(&arguments.repo, Arc::new(Real::new()))?;
     let backups = repository.backups()?;
     if arguments.json {
-        let backups = backups.iter().map(Row::of).collect();
+        let backups =
+            backups.iter().map(|entry| Row { drill: drilled(&repository, entry.id), ..Row::of(entry) }).collect();
         return super::print_json(&Report {
             version: 1,
             system_identifier: repository.system_id().to_string(),
@@ -38,13 +40,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return super::say(&"no backups\n");
     }
     let head = format!(
-        "{:<17} {:<9} {:<4} {:>4} {:>14} {:>14} {:>10} {:>10}  LABEL\n",
-        "BACKUP", "STATE", "KEEP", "TLI", "START", "STOP", "DATA", "STORED"
+        "{:<17} {:<9} {:<4} {:>4} {:>14} {:>14} {:>10} {:>10} {:<17}  LABEL\n",
+        "BACKUP", "STATE", "KEEP", "TLI", "START", "STOP", "DATA", "STORED", "DRILL"
     );
-    super::say(&backups.iter().fold(head, |table, entry| table + &line(entry) + "\n"))
+    let drill = |entry: &BackupEntry| drilled(&repository, entry.id);
+    super::say(&backups.iter().fold(head, |table, entry| table + &line(entry, drill(entry).as_ref()) + "\n"))
 }
 
-fn line(entry: &BackupEntry) -> String {
+/// What cannot be read tells nothing of the backup: it is as if there had been no drill.
+fn drilled(repository: &Repository, id: BackupId) -> Option<DrillRecord> {
+    let drill = repository.last_drill(id);
+    drill.inspect_err(|e| warn!("the last drill of {id} is not shown: {e}")).ok().flatten()
+}
+
+/// The verdict, and the day of it in UTC.
+fn verdict(drill: &DrillRecord) -> String {
+    let word = if drill.passed() { "passed" } else { "FAILED" };
+    format!("{word} {}", drill.finished.0.strftime("%Y-%m-%d"))
+}
+
+fn line(entry: &BackupEntry, drill: Option<&DrillRecord>) -> String {
     let lsn = |pos: Option<crate::wal::Pos>| pos.map_or_else(|| "-".to_owned(), |pos| pos.lsn().to_string());
     let tli = entry.start().map_or_else(|| "-".to_owned(), |pos| pos.tli().to_string());
     let (stop, data, stored, label) = match &entry.state {
@@ -63,7 +78,10 @@ fn line(entry: &BackupEntry) -> String {
     };
     let (id, state, start, stop) = (entry.id, state(entry), lsn(entry.start()), lsn(stop));
     let keep = if entry.kept { "yes" } else { "" };
-    format!("{id:<17} {state:<9} {keep:<4} {tli:>4} {start:>14} {stop:>14} {data:>10} {stored:>10}  {label}")
+    let drill = drill.map_or_else(|| "-".to_owned(), verdict);
+    format!(
+        "{id:<17} {state:<9} {keep:<4} {tli:>4} {start:>14} {stop:>14} {data:>10} {stored:>10} {drill:<17}  {label}"
+    )
 }
 
 /// Only a backup that is `complete` is ever offered for restore.
@@ -97,12 +115,14 @@ struct Row<'a> {
     pending: Option<&'a Pending>,
     #[serde(skip_serializing_if = "Option::is_none")]
     damage: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drill: Option<DrillRecord>,
 }
 
 impl<'a> Row<'a> {
     fn of(entry: &'a BackupEntry) -> Self {
-        let (id, kept) = (entry.id.to_string(), entry.kept);
-        let row = Self { id, state: state(entry), kept, backup: None, pending: None, damage: None };
+        let (id, kept, state) = (entry.id.to_string(), entry.kept, state(entry));
+        let row = Self { id, state, kept, backup: None, pending: None, damage: None, drill: None };
         match &entry.state {
             BackupState::Sealed(seal) => Row { backup: Some(seal), ..row },
             BackupState::Pending(pending) => Row { pending: Some(pending), ..row },

@@ -2,6 +2,7 @@
 
 mod backup;
 mod connect;
+mod drill;
 mod expire;
 mod failure;
 mod heal;
@@ -50,6 +51,7 @@ enum Command {
     List(list::Arguments),
     Verify(verify::Arguments),
     Restore(Box<restore::Arguments>),
+    Drill(Box<drill::Arguments>),
     Keep(keep::Arguments),
     Expire(expire::Arguments),
     Slot(slot::Arguments),
@@ -94,6 +96,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::List(arguments) => list::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
+        Command::Drill(arguments) => drill::run(&arguments),
         Command::Keep(arguments) => keep::run(&arguments),
         Command::Expire(arguments) => expire::run(&arguments),
         Command::Slot(arguments) => slot::run(&arguments),

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
 use crate::codec::{Packing, ParsePackingError};
 use crate::protocol::MaxRate;
 use crate::restore::{Mapping, Owner};
@@ -26,6 +30,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// [`duration`], and not 0.
 pub(super) fn some_time(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|time| if time.is_zero() { Err("it must be longer than 0".into()) } else { Ok(time) })
+}
+
+/// A moment: RFC 3339, or as PostgreSQL writes it; without an offset it is of this machine's time zone.
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
+    let wrong = || format!("\"{text}\" is not a time (examples: 2026-11-22T05:15:00Z, 2026-11-22 05:15:00.5+01)");
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let local: DateTime = text.parse().map_err(|_| wrong())?;
+    local.to_zoned(TimeZone::system()).map(|zoned| zoned.timestamp()).map_err(|_| wrong())
 }
 
 /// A timeline's number, from 1 on.
@@ -133,6 +147,18 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(some_time("0ms").is_err());
+    }
+
+    #[test]
+    fn moments() {
+        let expected: Timestamp = "2026-11-22T05:15:00.5Z".parse().unwrap();
+        for text in ["2026-11-22T05:15:00.5Z", "2026-11-22 06:15:00.5+01", "2026-11-22 05:15:00.500+00:00"] {
+            assert_eq!(moment(text), Ok(expected), "{text}");
+        }
+        assert!(moment("2026-11-22 05:15:00").is_ok() && moment("2026-11-22").is_ok());
+        for text in ["", "now", "yesterday", "2026-11-22 25:00:00", "2026-11-22T05:15:00Z x", "1764000000"] {
+            assert!(moment(text).is_err(), "{text}");
+        }
     }
 
     #[test]

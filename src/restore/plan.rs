@@ -124,6 +124,11 @@ pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreE
 }
 
 impl Plan {
+    /// Lines of a configuration file that let a server recover as planned.
+    pub(crate) fn recovery_settings(&self) -> Vec<u8> {
+        self.source().lines(&self.goal, &[])
+    }
+
     /// How the server gets its WAL.
     pub(super) fn source(&self) -> Source<'_> {
         Source { program: &self.program, repository: &self.repository, pin: self.wal.timeline, gap: self.gap }
@@ -275,7 +280,7 @@ fn check_owner(owner: Option<Owner>, program: &Path, repo: &Path) -> Result<(), 
 
 /// The first part of the path at which the owner is certainly kept out: by the modes, of which
 /// those for another group are taken as open, for the owner may be a member of it.
-fn barrier(owner: Owner, path: &Path, bits: u32) -> Option<PathBuf> {
+pub(crate) fn barrier(owner: Owner, path: &Path, bits: u32) -> Option<PathBuf> {
     let closed = |part: &Path, bits: u32| {
         let Ok(meta) = std::fs::metadata(part) else { return false };
         let mode = meta.permissions().mode();
