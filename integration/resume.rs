@@ -8,7 +8,7 @@ use crate::backup::{backup, restored, verify};
 use crate::cluster::{Cluster, Lsn, Setup, Stop};
 use crate::load::Load;
 use crate::program::{Running, receive, run, walhold};
-use crate::room::{Outcome, Room, skip};
+use crate::room::{Outcome, Room};
 use crate::stock::{assert_contiguous, plain_copy, waldump};
 
 /// A clean end, WAL in the meantime, and on.
@@ -146,9 +146,6 @@ pub(crate) fn primary_behind(room: &Room) -> Outcome {
 
 /// A standby that has not yet got what is held is waited for.
 pub(crate) fn standby_behind(room: &Room) -> Outcome {
-    if room.server.major < 14 {
-        skip!("PostgreSQL {} does not tell a receiver that it is a standby", room.server.major);
-    }
     let mut primary = Cluster::new(room, "primary");
     let mut standby = primary.standby("standby");
     standby.stop(Stop::Fast);
