@@ -35,6 +35,7 @@ mod resume;
 mod shutdown;
 mod timeline;
 mod tls;
+mod verify;
 mod wal_get;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -65,6 +66,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_backup_killed_alone_is_never_offered", crash::backup_killed_alone),
     ("p3_a_missing_segment_is_named_and_refused", backup::missing_segment),
     ("p3_a_damaged_file_is_named_and_refused", backup::damaged_file),
+    ("p3_records_are_those_that_pg_waldump_reads", verify::agrees_with_waldump),
+    ("p3_each_segment_a_backup_needs_is_missed", verify::each_needed_segment),
+    ("p3_a_backup_that_waited_is_sealed_when_asked", verify::seals_what_waited),
     ("p5_another_cluster_is_refused", resume::other_cluster),
     ("p5_a_clone_that_went_its_own_way_is_refused", resume::diverged_clone),
     ("p5_a_primary_behind_the_archive_is_refused", resume::primary_behind),
