@@ -8,8 +8,11 @@ mod backup;
 mod jobs;
 mod report;
 mod seal;
+mod tail;
 mod wal;
 mod walk;
+
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -21,6 +24,9 @@ use crate::repository::{BackupEntry, BackupId, BackupState, CapturedBy, Reposito
 use crate::wal::Segment;
 use jobs::Outcomes;
 use wal::{Needed, Plan};
+
+/// A receiver's writes take a fraction of this.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// What is being read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +69,8 @@ struct Cut {
     threads: usize,
     /// Segments in one piece; `None` for as many as give each thread several pieces.
     piece: Option<usize>,
+    /// How long to wait before a partial is read again that seems to be wrong.
+    patience: Duration,
 }
 
 /// Verifies one backup, or all of them and the whole archive.
@@ -74,7 +82,7 @@ pub fn verify(
     which: Option<BackupId>,
     tell: &mut impl FnMut(VerifyEvent),
 ) -> Result<Report, VerifyError> {
-    verify_cut(repository, which, Cut { threads: jobs::threads(), piece: None }, tell)
+    verify_cut(repository, which, Cut { threads: jobs::threads(), piece: None, patience: BETWEEN_LOOKS }, tell)
 }
 
 fn verify_cut(
@@ -90,7 +98,7 @@ fn verify_cut(
     let per_piece = |segments: usize| cut.piece.unwrap_or_else(|| segments.div_ceil(8 * cut.threads.max(1)));
     let plan = match which {
         Some(_) => None,
-        None => Some(Plan::new(repository.archive(), per_piece)?),
+        None => Some(Plan::new(repository.archive(), per_piece, cut.patience)?),
     };
     let seals: Vec<&Seal> = entries.iter().filter_map(sealed).collect();
     let segments = plan.as_ref().map_or(0, Plan::segments);

@@ -164,6 +164,9 @@ pub enum ProblemKind {
     /// A backup that captured its own WAL begins behind the hole: between such backups nothing was
     /// received, and nothing was promised.
     BetweenBackups,
+    /// A partial in which a power cut has left later WAL without earlier; none of that was reported
+    /// as flushed, and a receiver receives it again.
+    Torn,
     /// Segments are missing or were never completed, and the archive goes on behind them.
     Hole,
     /// A file is not what it was.
@@ -180,10 +183,10 @@ impl Report {
     }
 
     /// Whether every sealed backup can be restored and the archive has no problem but holes between
-    /// backups that captured their own WAL. Backups that are not complete do not count against it.
+    /// backups that captured their own WAL, and torn ends. Backups that are not complete do not count against it.
     pub fn is_good(&self) -> bool {
         let usable = |backup: &BackupReport| !matches!(backup.verdict, Verdict::NotUsable { .. });
-        let known = |problem: &Problem| problem.kind == ProblemKind::BetweenBackups;
+        let known = |problem: &Problem| matches!(problem.kind, ProblemKind::BetweenBackups | ProblemKind::Torn);
         self.backups.iter().all(usable) && self.wal.as_ref().is_none_or(|wal| wal.problems.iter().all(known))
     }
 }

@@ -215,8 +215,13 @@ fn the_archive_is_walked_to_its_last_byte() {
     assert!(problems[0].contains("segment 000000010000000000000005 is missing"));
     assert_eq!(scene.verify(None).wal.unwrap().stretches.len(), 2);
     fs::write(&path, &content).unwrap();
-    // Torn bytes behind the last record of a partial are none of it.
+    // Bytes far behind the last record of a partial are left of a write that was cut short.
     scene.change(&format!("{}.partial", scene.wal(1, 6)), |bytes| *bytes.last_mut().unwrap() = 1);
+    let report = scene.verify(None);
+    let wal = report.wal.as_ref().unwrap();
+    assert_eq!((wal.problems.len(), wal.problems[0].kind), (1, ProblemKind::Torn));
+    assert!(report.is_good());
+    scene.change(&format!("{}.partial", scene.wal(1, 6)), |bytes| *bytes.last_mut().unwrap() = 0);
     assert_eq!(scene.problems(), Vec::<String>::new());
     // But the partial of a later beginning is a hole.
     fs::copy(&path, scene.top.path().join(scene.wal(1, 8))).unwrap();

@@ -1,11 +1,16 @@
 //! Every record of every segment of the archive.
 
+use std::time::Duration;
+
 use super::report::{Problem, ProblemKind, WalReport};
 use super::walk::{Found, Piece, Walked, Walker};
 use super::{VerifyError, VerifyEvent};
-use crate::archive::{Archive, ArchiveError, Listing};
+use crate::archive::{Archive, ArchiveError, Listing, Stored};
 use crate::repository::BackupId;
-use crate::wal::{History, HistoryFile, Lsn, Pos, Segment, TimelineId};
+use crate::wal::{Chain, History, HistoryFile, Lsn, PAGE, Pos, Seed, Segment, SegmentSize, TimelineId};
+
+/// The resource manager of the records with which recovery ends, from `rmgrlist.h`.
+const RM_XLOG: u8 = 0;
 
 /// A sealed backup, for what its WAL has to do with what is found.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +26,7 @@ pub(super) struct Needed {
 #[derive(Debug)]
 pub(super) struct Plan {
     archive: Archive,
+    patience: Duration,
     timelines: Vec<Timeline>,
     histories: Vec<Problem>,
 }
@@ -38,14 +44,18 @@ struct Timeline {
 
 impl Plan {
     /// Reads the names and histories. A piece has at most so many segments.
-    pub(super) fn new(archive: Archive, per_piece: impl Fn(usize) -> usize) -> Result<Self, VerifyError> {
+    pub(super) fn new(
+        archive: Archive,
+        per_piece: impl Fn(usize) -> usize,
+        patience: Duration,
+    ) -> Result<Self, VerifyError> {
         let listing = archive.list()?;
         let timelines = listing.timelines();
         let per_piece = per_piece(timelines.iter().map(|tli| listing.of_timeline(*tli).count()).sum()).max(1);
         let timelines = timelines.into_iter().filter_map(|tli| timeline(&archive, &listing, tli, per_piece)).collect();
         let alone = listing.histories().iter().filter(|tli| listing.last_of(**tli).is_none());
         let histories = alone.filter_map(|tli| Some(no_history(*tli, &archive.history(*tli).err()?))).collect();
-        Ok(Self { archive, timelines, histories })
+        Ok(Self { archive, patience, timelines, histories })
     }
 
     /// Each piece by its number in its timeline, and that by its own.
@@ -63,7 +73,7 @@ impl Plan {
     /// Walks one piece. It may be done in any order, by any thread.
     pub(super) fn walk(&self, (timeline, piece): (usize, usize), tell: &dyn Fn(VerifyEvent)) -> Walked {
         match self.timelines.get(timeline).and_then(|t| Some((t, t.pieces.get(piece)?))) {
-            Some((timeline, piece)) => timeline.walker(&self.archive).walk(piece, tell),
+            Some((timeline, piece)) => timeline.walker(self).walk(piece, tell),
             None => Walked::default(),
         }
     }
@@ -76,7 +86,7 @@ impl Plan {
             report.problems.extend(timeline.problems.iter().cloned());
             let pieces = timeline.pieces.iter().zip(&mut walked);
             let mut joined = Walked::default();
-            let walker = timeline.walker(&self.archive);
+            let walker = timeline.walker(self);
             let mut before: Option<Segment> = None;
             for (piece, walked) in pieces {
                 if piece.begins {
@@ -98,9 +108,10 @@ impl Plan {
 }
 
 impl Timeline {
-    fn walker<'a>(&'a self, archive: &'a Archive) -> Walker<'a> {
+    fn walker<'a>(&'a self, plan: &'a Plan) -> Walker<'a> {
+        let (archive, patience) = (&plan.archive, plan.patience);
         let (history, history_known, first, last) = (&self.history, self.history_known, self.first, self.last);
-        Walker { archive, history, history_known, first, last }
+        Walker { archive, patience, history, history_known, first, last }
     }
 }
 
@@ -112,6 +123,7 @@ fn timeline(archive: &Archive, listing: &Listing, tli: TimelineId, per_piece: us
         History::alone(tli)
     });
     problems.extend(junction(listing, &history, archive));
+    problems.extend(fork(listing, &history, archive));
     let segments: Vec<_> = listing.of_timeline(tli).map(|(segment, stored)| (segment, stored.complete)).collect();
     let ((first, _), (last, _)) = (*segments.first()?, *segments.last()?);
     let runs = segments.chunk_by(|(a, _), (b, _)| a.next() == *b);
@@ -147,6 +159,44 @@ fn junction(listing: &Listing, history: &History, archive: &Archive) -> Vec<Prob
         problems.push(hole(forks_in, missing(forks_in, last)));
     }
     problems
+}
+
+/// Where the record begins that is written at an address: behind the page's header, if it is a page's.
+fn first_record(at: Lsn, size: SegmentSize) -> Lsn {
+    at.saturating_add(match at.get() {
+        bytes if bytes.is_multiple_of(size.bytes()) => 40,
+        bytes if bytes.is_multiple_of(PAGE) => 24,
+        _ => 0,
+    })
+}
+
+/// A history has no checksum; but where it says that its timeline begins, a server has written the
+/// record with which recovery ended, and its timeline's pages begin.
+fn fork(listing: &Listing, history: &History, archive: &Archive) -> Option<Problem> {
+    let (timeline, fork) = (history.tli(), history.switches().last()?.at);
+    let segment = Segment::containing(Pos::new(timeline, fork), archive.size());
+    if listing.stored(segment) == Stored::default() {
+        return None;
+    }
+    let seed =
+        Seed { start: segment.start(), size: segment.size(), system_id: archive.system_id(), newest_tli: timeline };
+    let mut chain = Chain::new(seed);
+    let mut begins = None;
+    // Whatever stops it is told where the segment is walked; that it has no record there, too.
+    let _ = archive.walk(history, &mut chain, segment.end(), &mut |record| {
+        if record.start >= fork {
+            begins.get_or_insert((record.start, record.rmid));
+        }
+    });
+    let (start, manager) = begins?;
+    if start == first_record(fork, archive.size()) && manager == RM_XLOG {
+        return None;
+    }
+    let what =
+        format!("{} says that the timeline begins at {fork}, and its WAL does not", HistoryFile(timeline).name());
+    let consequence = "recovery cannot go along this timeline".to_owned();
+    let segment = Some(segment.name());
+    Some(Problem { timeline, segment, kind: ProblemKind::History, ends_at: None, what, consequence })
 }
 
 fn hole(before: Segment, next: Segment) -> Found {

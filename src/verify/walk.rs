@@ -1,12 +1,18 @@
 //! A piece of the archive, walked by itself, and how pieces are joined into what one walk from the
 //! beginning would have said.
 
+use std::time::Duration;
+
 use super::VerifyEvent;
 use super::report::{ProblemKind, StretchReport, Times};
+use super::tail::Tail;
 use crate::archive::{Archive, ArchiveError, SegmentReader};
 use crate::codec::Codec;
 use crate::disk::Access;
 use crate::wal::{Broken, Chain, History, Lsn, Record, Seed, Segment, TimelineId};
+
+/// How often a partial is read again that seems to be wrong.
+const LOOKS: u32 = 2;
 
 /// Segments of one timeline that follow each other.
 #[derive(Clone, Debug)]
@@ -20,6 +26,8 @@ pub(super) struct Piece {
 /// How the segments of one timeline are walked.
 pub(super) struct Walker<'a> {
     pub(super) archive: &'a Archive,
+    /// How long to wait before a partial is read again.
+    pub(super) patience: Duration,
     pub(super) history: &'a History,
     /// Whether the history is the timeline's, or stands in for one that cannot be read.
     pub(super) history_known: bool,
@@ -35,7 +43,7 @@ pub(super) enum Found {
 }
 
 /// A stretch whose end has not come yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Begun {
     timeline: TimelineId,
     from: Lsn,
@@ -160,17 +168,53 @@ impl Walker<'_> {
             chain: self.chain_at(segment),
             times: Times::default(),
         });
-        let fault = match self.read(segment, &mut begun, walked, tell) {
-            // A partial ends where its last record does; its fault is that end.
-            Ok(fault) => fault.filter(|_| complete),
-            Err(e) => Some(e.to_string()),
+        let fault = if complete {
+            let read = self.read(segment, &mut begun, walked, tell).map(|read| read.err().map(|(fault, _)| fault));
+            read.unwrap_or_else(|e| Some(e.to_string())).map(|fault| (ProblemKind::Damage, fault))
+        } else {
+            self.partial(segment, &mut begun, walked, tell)
         };
         walked.open = Some(begun);
-        if let Some(fault) = fault {
+        if let Some((kind, fault)) = fault {
             walked.end_stretch();
             let what = format!("segment {segment} is damaged: {fault}");
-            walked.found.push(Found::Fault { segment, kind: ProblemKind::Damage, what });
+            walked.found.push(Found::Fault { segment, kind, what });
         }
+    }
+
+    /// A partial ends where its last record does: it is wrong only if something lies behind that
+    /// cannot be. What a receiver is just writing may look so for a moment.
+    fn partial(
+        &self,
+        segment: Segment,
+        begun: &mut Begun,
+        walked: &mut Walked,
+        tell: &dyn Fn(VerifyEvent),
+    ) -> Option<(ProblemKind, String)> {
+        let before = (begun.clone(), walked.marking, walked.mark.clone());
+        for look in 0.. {
+            let (fault, broken) = match self.read(segment, begun, walked, tell) {
+                Ok(Ok(())) => return None,
+                Ok(Err(fault)) => fault,
+                Err(e) => return Some((ProblemKind::Damage, e.to_string())),
+            };
+            let whole = broken.map_or_else(|| begun.chain.whole(), |broken| broken.whole);
+            let tail = match self
+                .open(segment)
+                .and_then(|reader| reader.map(|mut r| Tail::of(&mut r, whole, broken)).transpose())
+            {
+                Ok(tail) => tail.unwrap_or(Tail::Sound),
+                Err(e) => return Some((ProblemKind::Damage, e.to_string())),
+            };
+            match tail {
+                Tail::Sound => return None,
+                Tail::Torn if look == LOOKS => return Some((ProblemKind::Torn, fault)),
+                Tail::Damaged if look == LOOKS => return Some((ProblemKind::Damage, fault)),
+                Tail::Torn | Tail::Damaged => std::thread::sleep(self.patience),
+            }
+            (*begun, walked.marking, walked.mark) = before.clone();
+        }
+        None
     }
 
     /// Reads a segment to its end; what is wrong with it.
@@ -180,9 +224,9 @@ impl Walker<'_> {
         begun: &mut Begun,
         walked: &mut Walked,
         tell: &dyn Fn(VerifyEvent),
-    ) -> Result<Option<String>, ArchiveError> {
+    ) -> Result<Result<(), (String, Option<Broken>)>, ArchiveError> {
         let Some(mut reader) = self.open(segment)? else {
-            return Ok(Some("it was there and cannot be found now".to_owned()));
+            return Ok(Err(("it was there and cannot be found now".to_owned(), None)));
         };
         let times = std::cell::Cell::new(begun.times);
         let mut see = |record: &Record<'_>| {
@@ -196,12 +240,12 @@ impl Walker<'_> {
             }
             tell(VerifyEvent::Read(bytes as u64));
         };
-        let fault = feed(&mut reader, &mut begun.chain, segment.end(), &mut see, &mut fed)?;
+        let fed = feed(&mut reader, &mut begun.chain, segment.end(), &mut see, &mut fed)?;
         begun.times = times.get();
-        if let Err(fault) = fault {
-            return Ok(Some(fault));
+        if fed.is_err() || reader.fill()?.is_empty() {
+            return Ok(fed);
         }
-        Ok((!reader.fill()?.is_empty()).then(|| format!("it has more than {} bytes", segment.size().bytes())))
+        Ok(Err((format!("it has more than {} bytes", segment.size().bytes()), None)))
     }
 
     fn open(&self, segment: Segment) -> Result<Option<SegmentReader>, ArchiveError> {
@@ -229,17 +273,18 @@ fn feed(
     until: Lsn,
     see: &mut impl FnMut(&Record<'_>),
     fed: &mut impl FnMut(&Chain, usize),
-) -> Result<Result<(), String>, ArchiveError> {
+) -> Result<Result<(), (String, Option<Broken>)>, ArchiveError> {
     let segment = reader.segment();
     while chain.at() < until {
         let ahead = usize::try_from(until - chain.at()).unwrap_or(usize::MAX);
         let bytes = reader.fill()?;
         let n = bytes.len().min(ahead);
         if n == 0 {
-            return Ok(Err(format!("it has {} bytes and must have {}", reader.offset(), segment.size().bytes())));
+            let (held, size) = (reader.offset(), segment.size().bytes());
+            return Ok(Err((format!("it has {held} bytes and must have {size}"), None)));
         }
         if let Err(broken) = chain.feed(bytes.get(..n).unwrap_or(bytes), see) {
-            return Ok(Err(described(&broken, reader)));
+            return Ok(Err((described(&broken, reader), Some(broken))));
         }
         reader.consume(n);
         fed(chain, n);

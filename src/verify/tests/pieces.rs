@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -10,7 +11,11 @@ use crate::disk::Real;
 use crate::wal::SegmentSize;
 
 const SEGMENTS: usize = 14;
-const WHOLE: Cut = Cut { threads: 1, piece: Some(usize::MAX) };
+const WHOLE: Cut = cut(1, Some(usize::MAX));
+
+const fn cut(threads: usize, piece: Option<usize>) -> Cut {
+    Cut { threads, piece, patience: Duration::ZERO }
+}
 
 /// Records of all lengths, some over segments; switches; commits by a clock that goes backwards.
 fn log() -> &'static [u8] {
@@ -130,9 +135,9 @@ fn one_stretch_stays_one() {
     let times = wal.stretches[0].times;
     assert!(times.first_commit < times.last_commit && times.last_commit < times.latest_commit, "{times:?}");
     for piece in 1..6 {
-        assert_eq!(verified(&repository, Cut { threads: 3, piece: Some(piece) }), report, "pieces of {piece}");
+        assert_eq!(verified(&repository, cut(3, Some(piece))), report, "pieces of {piece}");
     }
-    assert_eq!(verified(&repository, Cut { threads: 8, piece: None }), report);
+    assert_eq!(verified(&repository, cut(8, None)), report);
 }
 
 proptest! {
@@ -142,7 +147,7 @@ proptest! {
     fn damage_is_found_in_pieces_as_in_one(damages in prop::collection::vec(damage(), 1..5), piece in 1..6_usize) {
         let top = tempfile::tempdir().unwrap();
         let repository = repository(top.path(), &damages);
-        let cut = verified(&repository, Cut { threads: 3, piece: Some(piece) });
-        prop_assert_eq!(verified(&repository, WHOLE), cut);
+        let in_pieces = verified(&repository, cut(3, Some(piece)));
+        prop_assert_eq!(verified(&repository, WHOLE), in_pieces);
     }
 }
