@@ -304,5 +304,9 @@ pub(super) fn walk_segment(
         }
         reader.consume(n);
     }
+    if end == segment.end() && form.codec != Codec::Plain {
+        // Only at its end does a decoder compare what it made with the file's own checksum.
+        reader.fill()?;
+    }
     Ok(Stopped::Reached)
 }

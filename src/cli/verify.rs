@@ -84,8 +84,19 @@ fn lines(report: &Report) -> Vec<String> {
             };
             format!("{word}  {problem}")
         }));
+        lines.extend(ignored(&wal.ignored));
     }
     lines
+}
+
+/// Names that nobody asked about are told in one line, with the first few of them.
+fn ignored(names: &[String]) -> Option<String> {
+    let shown = names.iter().take(3).map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 => None,
+        n if n <= 3 => Some(format!("not WAL, ignored: {shown}")),
+        n => Some(format!("not WAL, ignored: {shown} and {} more", n - 3)),
+    }
 }
 
 /// A backup that was asked for by name must be usable; otherwise one that waits for its WAL is none

@@ -92,6 +92,8 @@ pub struct WalReport {
     pub stretches: Vec<StretchReport>,
     /// All that is wrong, in the order of the log.
     pub problems: Vec<Problem>,
+    /// Names in the folder that are not those of WAL; nothing reads these files.
+    pub ignored: Vec<String>,
 }
 
 /// WAL in which every record follows from the one before.

@@ -29,6 +29,7 @@ pub(super) struct Plan {
     patience: Duration,
     timelines: Vec<Timeline>,
     histories: Vec<Problem>,
+    ignored: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -50,12 +51,13 @@ impl Plan {
         patience: Duration,
     ) -> Result<Self, VerifyError> {
         let listing = archive.list()?;
+        let ignored = listing.others().to_vec();
         let timelines = listing.timelines();
         let per_piece = per_piece(timelines.iter().map(|tli| listing.of_timeline(*tli).count()).sum()).max(1);
         let timelines = timelines.into_iter().filter_map(|tli| timeline(&archive, &listing, tli, per_piece)).collect();
         let alone = listing.histories().iter().filter(|tli| listing.last_of(**tli).is_none());
         let histories = alone.filter_map(|tli| Some(no_history(*tli, &archive.history(*tli).err()?))).collect();
-        Ok(Self { archive, patience, timelines, histories })
+        Ok(Self { archive, patience, timelines, histories, ignored })
     }
 
     /// Each piece by its number in its timeline, and that by its own.
@@ -103,6 +105,7 @@ impl Plan {
         }
         report.problems.extend(self.histories.iter().cloned());
         report.between_backups(backups, &self.archive);
+        report.ignored.clone_from(&self.ignored);
         report
     }
 }

@@ -1,6 +1,6 @@
 //! One bit of one file turned over, anywhere in a repository: `verify` says so.
 //!
-//! `WALHOLD_FLIPS` says how many (300 without it), `WALHOLD_FLIPS_SEED` repeats a run.
+//! `WALHOLD_FLIPS` says how many (200 without it), `WALHOLD_FLIPS_SEED` repeats a run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -190,7 +190,7 @@ fn any_flipped_bit_in_a_repository_is_told() {
     let whole = Whole::new();
     said(&whole.dir()).unwrap();
     let seed = number("WALHOLD_FLIPS_SEED").unwrap_or_else(|| now_seed());
-    let flips = number("WALHOLD_FLIPS").unwrap_or(300);
+    let flips = number("WALHOLD_FLIPS").unwrap_or(200);
     println!("WALHOLD_FLIPS={flips} WALHOLD_FLIPS_SEED={seed}");
     let mut dice = Dice(seed);
     let (mut unseen, mut passed_over) = (Vec::new(), BTreeMap::<&str, u32>::new());
