@@ -13,6 +13,9 @@ use crate::repository::{Repository, Seal};
 /// More threads than this would wait for the disk.
 const MAX_THREADS: usize = 8;
 
+/// A manifest is held in memory while its files are read; of larger ones one at a time.
+const LARGE_MANIFEST: u64 = 64 << 20;
+
 /// One thing to read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Job {
@@ -27,7 +30,7 @@ enum Job {
 enum Outcome {
     Files(Result<FilesRead, String>),
     Wal(Result<WalProven, String>),
-    Piece(Walked),
+    Piece(Box<Walked>),
 }
 
 /// All that was read.
@@ -49,7 +52,7 @@ impl Outcomes {
     /// The pieces of the archive, in order.
     pub(super) fn pieces(&mut self, plan: &Plan) -> Vec<Walked> {
         let piece = |(timeline, piece)| match self.of.remove(&Job::Piece(timeline, piece)) {
-            Some(Outcome::Piece(walked)) => walked,
+            Some(Outcome::Piece(walked)) => *walked,
             _ => Walked::default(),
         };
         plan.pieces().map(piece).collect()
@@ -62,7 +65,7 @@ pub(super) fn threads() -> usize {
 }
 
 /// Reads the sealed backups and the pieces of the archive, with so many threads. Memory does not
-/// grow with what is read: each thread has its buffers and, for a backup's files, the manifest.
+/// grow with what is read: each thread has its buffers, and a backup's manifest while it reads its files.
 pub(super) fn run(
     repository: &Repository,
     seals: &[&Seal],
@@ -71,10 +74,16 @@ pub(super) fn run(
     tell: &mut impl FnMut(VerifyEvent),
 ) -> Result<Outcomes, VerifyError> {
     // The files first, for one of them may take longer than all the rest.
-    let files = (0..seals.len()).map(Job::Files);
+    let of_files = (0..seals.len()).map(Job::Files);
     let pieces = plan.into_iter().flat_map(Plan::pieces).map(|(timeline, piece)| Job::Piece(timeline, piece));
-    let jobs: Vec<Job> = files.chain((0..seals.len()).map(Job::Wal)).chain(pieces).collect();
+    let jobs: Vec<Job> = of_files.chain((0..seals.len()).map(Job::Wal)).chain(pieces).collect();
     let waiting = Mutex::new(jobs.iter().copied());
+    let large = Mutex::new(());
+    let files = |seal: &Seal, tell: &dyn Fn(VerifyEvent)| {
+        let is_large = seal.file(Seal::MANIFEST).is_some_and(|manifest| manifest.size > LARGE_MANIFEST);
+        let _alone = is_large.then(|| large.lock());
+        Outcome::Files(backup::files(repository, seal, tell))
+    };
     let (sender, said) = mpsc::sync_channel(1024);
     let work = |sender: mpsc::SyncSender<Said>| {
         // Nobody listens any more only when the listener panics.
@@ -82,9 +91,11 @@ pub(super) fn run(
         while let Some(job) = waiting.lock().ok().and_then(|mut waiting| waiting.next()) {
             let seal = |number: usize| seals.get(number).copied();
             let outcome = match job {
-                Job::Files(number) => seal(number).map(|seal| Outcome::Files(backup::files(repository, seal, &tell))),
+                Job::Files(number) => seal(number).map(|seal| files(seal, &tell)),
                 Job::Wal(number) => seal(number).map(|seal| Outcome::Wal(backup::wal(repository, seal, &tell))),
-                Job::Piece(timeline, piece) => plan.map(|plan| Outcome::Piece(plan.walk((timeline, piece), &tell))),
+                Job::Piece(timeline, piece) => {
+                    plan.map(|plan| Outcome::Piece(Box::new(plan.walk((timeline, piece), &tell))))
+                }
             };
             if let Some(outcome) = outcome {
                 let _ = sender.send(Said::Done(job, outcome));

@@ -236,7 +236,7 @@ impl WalReport {
     fn end_at(&mut self, segment: Segment, kind: ProblemKind, what: String, backups: &[Needed]) {
         let timeline = segment.tli();
         let ended = self.stretches.last().filter(|stretch| stretch.timeline == timeline);
-        let (from, to) = ended.map_or((segment.start(), segment.start()), |stretch| (stretch.from, stretch.to));
+        let (from, to) = ended.map_or_else(|| (segment.start(), segment.start()), |stretch| (stretch.from, stretch.to));
         let consequence = consequence(timeline, from, to, segment.end(), backups);
         let segment = Some(segment.name());
         self.problems.push(Problem { timeline, segment, kind, ends_at: Some(to), what, consequence });

@@ -189,7 +189,7 @@ fn number(variable: &str) -> Option<u64> {
 fn any_flipped_bit_in_a_repository_is_told() {
     let whole = Whole::new();
     said(&whole.dir()).unwrap();
-    let seed = number("WALHOLD_FLIPS_SEED").unwrap_or_else(|| now_seed());
+    let seed = number("WALHOLD_FLIPS_SEED").unwrap_or_else(now_seed);
     let flips = number("WALHOLD_FLIPS").unwrap_or(200);
     println!("WALHOLD_FLIPS={flips} WALHOLD_FLIPS_SEED={seed}");
     let mut dice = Dice(seed);
