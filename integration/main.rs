@@ -42,6 +42,7 @@ mod shutdown;
 mod slots;
 mod timeline;
 mod tls;
+mod verify;
 mod wal_get;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -83,6 +84,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_missing_segment_is_named_and_refused", backup::missing_segment),
     ("p3_a_damaged_file_is_named_and_refused", backup::damaged_file),
     ("p4_what_is_left_by_expire_restores", expire::under_load),
+    ("p3_records_are_those_that_pg_waldump_reads", verify::agrees_with_waldump),
+    ("p3_each_segment_a_backup_needs_is_missed", verify::each_needed_segment),
+    ("p3_a_backup_that_waited_is_sealed_when_asked", verify::seals_what_waited),
     ("p5_another_cluster_is_refused", resume::other_cluster),
     ("p5_a_clone_that_went_its_own_way_is_refused", resume::diverged_clone),
     ("p5_a_primary_behind_the_archive_is_refused", resume::primary_behind),

@@ -56,10 +56,11 @@ pub struct Run {
 pub struct Listing {
     segments: BTreeMap<(TimelineId, u64), (Segment, Stored)>,
     histories: Vec<TimelineId>,
+    others: Vec<String>,
 }
 
 impl Listing {
-    /// Sorts names; those that are not WAL's are passed over.
+    /// Sorts names.
     pub fn of<'a>(names: impl Iterator<Item = &'a str>, size: SegmentSize) -> Self {
         let mut listing = Self::default();
         for name in names {
@@ -71,9 +72,10 @@ impl Listing {
                     stored.partial |= partial;
                 }
                 Some(WalName::History(file, _)) => listing.histories.push(file.0),
-                None => {}
+                None => listing.others.push(name.to_owned()),
             }
         }
+        listing.others.sort_unstable();
         listing.histories.sort_unstable();
         listing.histories.dedup();
         listing
@@ -104,6 +106,11 @@ impl Listing {
     /// The timelines that a history file is there of, oldest first.
     pub fn histories(&self) -> &[TimelineId] {
         &self.histories
+    }
+
+    /// The names that are not WAL's, in order.
+    pub fn others(&self) -> &[String] {
+        &self.others
     }
 
     /// The segments of one timeline in order, in whatever form.
@@ -172,5 +179,7 @@ mod tests {
         assert_eq!(listing.last_of(first).map(|(s, f)| (s.no(), f.complete, f.partial)), Some((6, false, true)));
         assert_eq!(listing.histories(), [TimelineId::new(2).unwrap()]);
         assert_eq!(listing.timelines(), [first]);
+        let others = ["000000010000000000000006.tmp", "00000001000000000000000x", "00000002.history.tmp", "lock"];
+        assert_eq!(listing.others(), others);
     }
 }

@@ -132,7 +132,7 @@ impl Archive {
         let route = self.history(stop.tli())?;
         let first = Segment::containing(stop.at(start), self.size);
         let seed = Seed { start: first.start(), size: self.size, system_id: self.system_id, newest_tli: stop.tli() };
-        let mut chain = Chain::new(seed);
+        let mut chain = Chain::new(seed).along(&route);
         let (mut starts, mut ends) = (false, false);
         let stopped = self.walk(&route, &mut chain, upto, &mut |record| {
             starts |= record.start == start;

@@ -350,7 +350,7 @@ impl Archive {
     }
 
     /// Feeds the chain from where it stands up to `until` (exclusive), from the files that hold
-    /// the WAL of `route`.
+    /// the WAL of `route`, past the page cache where they can be read so.
     ///
     /// # Errors
     /// When a file that is there cannot be read.
@@ -363,7 +363,7 @@ impl Archive {
     ) -> Result<Stopped, ArchiveError> {
         while chain.at() < until {
             let segment = route.segment_at(chain.at(), self.size);
-            let Some(mut reader) = self.open_segment(segment, Access::Read)? else {
+            let Some(mut reader) = self.open_segment(segment, Access::ReadDirect)? else {
                 return Ok(Stopped::Missing(segment));
             };
             let stopped = walk_segment(&mut reader, chain, until, seen)?;

@@ -282,6 +282,7 @@ impl From<BackupError> for Failure {
 impl From<VerifyError> for Failure {
     fn from(e: VerifyError) -> Self {
         match e {
+            VerifyError::Thread(e) => Self::error(format!("cannot start a thread: {e}")),
             VerifyError::NotFound(_) => Self::error(e.to_string()).hint("walhold list shows the backups"),
             VerifyError::Repository(e) => e.into(),
             VerifyError::Archive(e) => e.into(),

@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::{Repository, Seal, SealedFile, Sha256Sum, read_bounded};
 use crate::archive::ArchiveError;
 use crate::codec::{self, Codec};
-use crate::disk::{Access, DiskError, File, Trouble};
+use crate::disk::{Access, AlignedBuf, DiskError, File, Trouble};
 use crate::image::{
     BackupLabel, BadPath, Compared, Comparison, ControlError, ControlFile, Difference, FeedError, Hasher, LabelError,
     Manifest, ManifestAlgorithm, ManifestError, MemberKind, MemberPath, NameClash, Names, TablespaceMap,
@@ -355,15 +355,15 @@ impl Contents<'_> {
         seen: &mut impl FnMut(Option<u32>, &TarEvent<'_>) -> Result<(), E>,
     ) -> Result<(), ReadError<E>> {
         let name = || archive.file.name.clone();
-        let file = match self.repository.disk.open(&self.dir.join(&archive.file.name), Access::Read) {
+        let file = match self.repository.disk.open(&self.dir.join(&archive.file.name), Access::ReadDirect) {
             Ok(file) => file,
             Err(e) if e.trouble() == Trouble::Missing => return Err(ContentError::Missing(name()).into()),
             Err(e) => return Err(ContentError::Disk(e).into()),
         };
-        let mut raw = Hashed { file, at: 0, hasher: Sha256::new() };
+        let mut raw = Hashed::new(file);
         let unpacked = walk(archive, &mut raw, pass, seen)?;
-        if raw.at != archive.file.size {
-            return Err(ContentError::Size { name: name(), found: raw.at, sealed: archive.file.size }.into());
+        if raw.at() != archive.file.size {
+            return Err(ContentError::Size { name: name(), found: raw.at(), sealed: archive.file.size }.into());
         }
         let found = Sha256Sum::finish(raw.hasher);
         if found != archive.file.sha256 {
@@ -411,18 +411,47 @@ fn walk<E>(
     Ok(unpacked)
 }
 
-/// A file that is read from its beginning, and digested as it lies on disk.
+/// A file that is read from its beginning, past the page cache where it can be, and digested as it lies
+/// on disk.
 struct Hashed {
     file: Box<dyn File>,
-    at: u64,
     hasher: Sha256,
+    buffer: AlignedBuf,
+    filled: std::ops::Range<usize>,
+    /// Offset of the next byte to be read into the buffer.
+    next: u64,
+}
+
+impl Hashed {
+    fn new(file: Box<dyn File>) -> Self {
+        Self { file, hasher: Sha256::new(), buffer: AlignedBuf::zeroed(CHUNK), filled: 0..0, next: 0 }
+    }
+
+    /// Bytes that have been given out.
+    fn at(&self) -> u64 {
+        self.next - self.filled.len() as u64
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        // A read that did not fill its last block met the end; direct I/O takes no offset there.
+        if self.filled.is_empty() && self.next.is_multiple_of(self.file.alignment() as u64) {
+            let n = self.file.read_at(self.next, &mut self.buffer).map_err(io::Error::other)?;
+            self.hasher.update(self.buffer.get(..n).unwrap_or_default());
+            (self.next, self.filled) = (self.next + n as u64, 0..n);
+        }
+        Ok(())
+    }
 }
 
 impl Read for Hashed {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read_at(self.at, into).map_err(io::Error::other)?;
-        self.hasher.update(into.get(..n).unwrap_or_default());
-        self.at += n as u64;
+        self.fill()?;
+        let ready = self.buffer.get(self.filled.clone()).unwrap_or_default();
+        let n = ready.len().min(into.len());
+        if let (Some(to), Some(from)) = (into.get_mut(..n), ready.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        self.filled.start += n;
         Ok(n)
     }
 }

@@ -83,7 +83,16 @@ impl Repository {
         })
     }
 
-    fn seal_if_held(&self, folder: BackupFolder, seal: Seal) -> Result<Healing, HealError> {
+    /// Exclusive end of what is held, without a hole, of the WAL that a backup waits for, at most a
+    /// little beyond what it needs. Writes nothing.
+    ///
+    /// # Errors
+    /// When what is missing will not come by itself, or what is there is not whole.
+    pub fn held_for(&self, seal: &Seal) -> Result<Lsn, HealError> {
+        Ok(self.follow(seal)?.0)
+    }
+
+    fn follow(&self, seal: &Seal) -> Result<(Lsn, Follower), HealError> {
         let (archive, start, stop, end) = (self.archive(), seal.start.lsn(), seal.stop, seal.end());
         let mut follower = Follower::new(archive.clone(), archive.history(stop.tli())?, start);
         let Followed { whole: held, stopped } = follower.advance()?;
@@ -94,13 +103,21 @@ impl Repository {
                 // Nothing more comes into a complete segment; the proof says what is wrong with it.
                 archive.prove(start, stop, end)?;
             }
-            return match self.passed_over(held, stop)? {
-                Some(missing) => Err(HealError::PassedOver { missing, stop }),
-                None => Ok(Healing::Waiting { stop, held }),
-            };
+            if let Some(missing) = self.passed_over(held, stop)? {
+                return Err(HealError::PassedOver { missing, stop });
+            }
+        }
+        Ok((held, follower))
+    }
+
+    fn seal_if_held(&self, folder: BackupFolder, seal: Seal) -> Result<Healing, HealError> {
+        let stop = seal.stop;
+        let (held, mut follower) = self.follow(&seal)?;
+        if held < stop.lsn() {
+            return Ok(Healing::Waiting { stop, held });
         }
         let durable = follower.settle()?;
-        let proof = archive.prove(start, stop, end)?;
+        let proof = self.archive().prove(seal.start.lsn(), stop, seal.end())?;
         Ok(Healing::Sealed(Box::new(folder.seal(seal, &proof, &durable)?)))
     }
 

@@ -1,35 +1,48 @@
 //! The proof, repeated from the bytes on disk: one verdict a backup, and the whole archive walked.
 //!
-//! Nothing is written. What a verdict rests on is what was read for it, not what a seal says was
-//! read once.
+//! Nothing is written, unless [`seal_waiting`] is asked to. What a verdict rests on is what was read
+//! for it, not what a seal says was read once. Backups' files, their WAL and pieces of the archive
+//! are read at the same time; what is found is the same as if it had been one after the other.
 
+mod backup;
+mod jobs;
 mod report;
+mod seal;
+mod tail;
 mod wal;
+mod walk;
+
+use std::time::Duration;
 
 use thiserror::Error;
 
-pub use report::{BackupReport, Checked, Problem, ProblemKind, Report, StretchReport, Verdict, WalReport};
+pub use report::{BackupReport, Checked, Problem, ProblemKind, Report, StretchReport, Times, Verdict, WalReport};
+pub use seal::{Healed, seal_waiting};
 
 use crate::archive::ArchiveError;
-use crate::image::TarEvent;
-use crate::repository::{BackupEntry, BackupId, BackupState, CapturedBy, NotUsable, ReadError, Repository, Seal};
-use crate::wal::{Pos, Segment};
+use crate::repository::{BackupEntry, BackupId, BackupState, CapturedBy, NotUsable, Repository, Seal};
+use crate::wal::Segment;
+use jobs::Outcomes;
+use wal::{Needed, Plan};
+
+/// A receiver's writes take a fraction of this.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// What is being read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum VerifyEvent {
-    /// A backup is begun.
-    Backup(BackupId),
-    /// Its data files have been read so far.
-    Files {
-        /// Bytes read, uncompressed.
-        done: u64,
-        /// Bytes in all, as the manifest lists them.
-        total: u64,
+    /// Reading begins.
+    Begun {
+        /// Sealed backups that will be read.
+        backups: u64,
+        /// Segments of the archive that will be read.
+        segments: u64,
+        /// Bytes that will be read: data files, uncompressed, and WAL.
+        bytes: u64,
     },
-    /// A backup's verdict.
-    Verdict(BackupId),
-    /// A segment of the archive is about to be read.
+    /// So many more bytes have been read.
+    Read(u64),
+    /// A segment of the archive has been read.
     Segment(Segment),
 }
 
@@ -45,6 +58,19 @@ pub enum VerifyError {
     /// The archive cannot be listed.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// No thread can be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// How the work is cut.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    threads: usize,
+    /// Segments in one piece; `None` for as many as give each thread several pieces.
+    piece: Option<usize>,
+    /// How long to wait before a partial is read again that seems to be wrong.
+    patience: Duration,
 }
 
 /// Verifies one backup, or all of them and the whole archive.
@@ -56,88 +82,76 @@ pub fn verify(
     which: Option<BackupId>,
     tell: &mut impl FnMut(VerifyEvent),
 ) -> Result<Report, VerifyError> {
-    let entries = match which {
+    verify_cut(repository, which, Cut { threads: jobs::threads(), piece: None, patience: BETWEEN_LOOKS }, tell)
+}
+
+fn verify_cut(
+    repository: &Repository,
+    which: Option<BackupId>,
+    cut: Cut,
+    tell: &mut impl FnMut(VerifyEvent),
+) -> Result<Report, VerifyError> {
+    let mut entries = match which {
         Some(id) => vec![repository.backup(id)?.ok_or(VerifyError::NotFound(id))?],
         None => repository.backups()?,
     };
-    let mut backups = Vec::new();
-    for entry in &entries {
-        // So that it does not expire while it is read. One that has since it was listed is none any more.
-        let held = entry.seal().map(|seal| repository.hold(seal.id));
-        if which.is_some() || !matches!(held, Some(Err(NotUsable::NotFound(_)))) {
-            backups.push(verify_backup(repository, entry, tell));
+    // So that none expires while it is read. One that has since it was listed is none any more.
+    let mut held = Vec::new();
+    entries.retain(|entry| match entry.seal().map(|seal| repository.hold(seal.id)) {
+        Some(Err(NotUsable::NotFound(_))) => which.is_some(),
+        lock => {
+            held.extend(lock.and_then(Result::ok));
+            true
         }
-    }
-    let wal = match which {
+    });
+    let per_piece = |segments: usize| cut.piece.unwrap_or_else(|| segments.div_ceil(8 * cut.threads.max(1)));
+    let plan = match which {
         Some(_) => None,
-        None => Some(wal::verify_wal(&repository.archive(), &islands(&entries), tell)?),
+        None => Some(Plan::new(repository.archive(), per_piece, cut.patience)?),
     };
-    Ok(Report::new(repository, backups, wal))
+    let seals: Vec<&Seal> = entries.iter().filter_map(sealed).collect();
+    let segments = plan.as_ref().map_or(0, Plan::segments);
+    let of_backups: u64 = seals.iter().map(|seal| backup::bytes(seal)).sum();
+    let bytes = of_backups.saturating_add(segments.saturating_mul(repository.segment_size().bytes()));
+    tell(VerifyEvent::Begun { backups: seals.len() as u64, segments, bytes });
+    let mut outcomes = jobs::run(repository, &seals, plan.as_ref(), cut.threads, tell)?;
+    let needed: Vec<Needed> = seals.iter().map(|seal| needed(seal)).collect();
+    let wal = plan.map(|plan| plan.join(outcomes.pieces(&plan), &needed));
+    let mut number = 0..;
+    let backups = entries.iter().map(|entry| {
+        let verdict = verdict(repository, entry, || number.next().unwrap_or_default(), &mut outcomes);
+        BackupReport::new(entry, verdict)
+    });
+    Ok(Report::new(repository, backups.collect(), wal))
 }
 
-/// Where those backups begin that captured their own WAL.
-fn islands(entries: &[BackupEntry]) -> Vec<Pos> {
-    let island = |entry: &BackupEntry| match &entry.state {
-        BackupState::Sealed(seal) if seal.wal.captured_by == CapturedBy::Backup => Some(seal.start),
+const fn sealed(entry: &BackupEntry) -> Option<&Seal> {
+    match &entry.state {
+        BackupState::Sealed(seal) => Some(seal),
         _ => None,
-    };
-    entries.iter().filter_map(island).collect()
+    }
 }
 
-fn verify_backup(repository: &Repository, entry: &BackupEntry, tell: &mut impl FnMut(VerifyEvent)) -> BackupReport {
-    tell(VerifyEvent::Backup(entry.id));
-    let id = entry.id;
-    let not_sealed = |waiting_for| {
-        let error = NotUsable::NotSealed { id, waiting_for, running: entry.running };
-        Verdict::NotSealed { reason: error.to_string(), waiting_for, running: entry.running }
-    };
-    let verdict = match &entry.state {
-        BackupState::Sealed(seal) => match verify_sealed(repository, seal, tell) {
-            Ok(checked) => Verdict::Usable { checked },
+fn needed(seal: &Seal) -> Needed {
+    let island = seal.wal.captured_by == CapturedBy::Backup;
+    Needed { id: seal.id, start: seal.start, stop: seal.stop, island }
+}
+
+fn verdict(
+    repository: &Repository,
+    entry: &BackupEntry,
+    number: impl FnOnce() -> usize,
+    outcomes: &mut Outcomes,
+) -> Verdict {
+    match &entry.state {
+        BackupState::Sealed(seal) => match outcomes.backup(number()) {
+            Ok((wal, files)) => Verdict::Usable { checked: backup::checked(seal, &wal, &files) },
             Err(reason) => Verdict::NotUsable { reason },
         },
-        BackupState::Pending(pending) => not_sealed(pending.stop),
-        BackupState::Unfinished => not_sealed(None),
+        BackupState::Pending(pending) => seal::not_sealed(repository, entry, Some(pending)),
+        BackupState::Unfinished => seal::not_sealed(repository, entry, None),
         BackupState::Damaged(why) => Verdict::NotUsable { reason: why.clone() },
-    };
-    tell(VerifyEvent::Verdict(id));
-    BackupReport::new(entry, verdict)
-}
-
-/// Everything that a restore rests on; the first thing that is wrong as text.
-fn verify_sealed(repository: &Repository, seal: &Seal, tell: &mut impl FnMut(VerifyEvent)) -> Result<Checked, String> {
-    let archive = repository.archive();
-    let history_files = repository.check_histories(seal).map_err(|e| e.to_string())?;
-    let proof = archive.prove(seal.start.lsn(), seal.stop, seal.end()).map_err(|e| e.to_string())?;
-    let contents = repository.contents(seal).map_err(|e| e.to_string())?;
-    let total = contents.manifest().files().iter().map(|file| file.size).sum();
-    let mut done = 0;
-    let read = contents.read(&mut |_, event: &TarEvent<'_>| {
-        if let TarEvent::Data(data) = event {
-            done += data.len() as u64;
-            tell(VerifyEvent::Files { done, total });
-        }
-        Ok::<_, std::convert::Infallible>(())
-    });
-    let read = read.map_err(|e| match e {
-        ReadError::Content(e) => e.to_string(),
-        ReadError::Seen(never) => match never {},
-    })?;
-    let mut not_checked = Vec::new();
-    if read.compared.by_checksum < read.compared.files {
-        let without = read.compared.files - read.compared.by_checksum;
-        not_checked.push(format!("the content of {without} files, for which the manifest has no checksum"));
     }
-    Ok(Checked {
-        files: read.compared.files,
-        bytes: read.compared.bytes,
-        by_checksum: read.compared.by_checksum,
-        folder_files: seal.files.len() as u64,
-        folder_bytes: seal.files.iter().map(|file| file.size).sum(),
-        segments: proof.segments().len() as u64,
-        history_files,
-        not_checked,
-    })
 }
 
 #[cfg(test)]

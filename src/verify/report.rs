@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::repository::{BackupEntry, BackupId, Repository};
-use crate::wal::{Lsn, Pos, TimelineId};
+use crate::repository::{BackupEntry, BackupId, Repository, Time};
+use crate::wal::{Lsn, Pos, Record, TimelineId};
 
 /// All verdicts.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -55,6 +55,8 @@ pub enum Verdict {
         reason: String,
         /// Exclusive end of the WAL it waits for.
         waiting_for: Option<Pos>,
+        /// Exclusive end of what is held of it; `None` while it is being made, and when it is lost.
+        held: Option<Lsn>,
         /// Whether a process is writing it.
         running: bool,
     },
@@ -90,6 +92,8 @@ pub struct WalReport {
     pub stretches: Vec<StretchReport>,
     /// All that is wrong, in the order of the log.
     pub problems: Vec<Problem>,
+    /// Names in the folder that are not those of WAL; nothing reads these files.
+    pub ignored: Vec<String>,
 }
 
 /// WAL in which every record follows from the one before.
@@ -103,6 +107,39 @@ pub struct StretchReport {
     pub checked_from: Lsn,
     /// Exclusive end of the last whole record.
     pub to: Lsn,
+    /// When transactions were committed in it.
+    #[serde(flatten)]
+    pub times: Times,
+}
+
+/// When transactions were committed, by the server's clock, which may go backwards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Times {
+    /// Of the first, in the order of the log.
+    pub first_commit: Option<Time>,
+    /// Of the last, in the order of the log.
+    pub last_commit: Option<Time>,
+    /// The highest.
+    pub latest_commit: Option<Time>,
+}
+
+impl Times {
+    pub(super) fn see(&mut self, record: &Record<'_>) {
+        let end = record.transaction_end().filter(|end| end.committed);
+        if let Some(time) = end.and_then(|end| end.time.timestamp()).map(Time) {
+            let this = Self { first_commit: Some(time), last_commit: Some(time), latest_commit: Some(time) };
+            *self = self.then(this);
+        }
+    }
+
+    /// Those of two parts of the log that follow each other.
+    pub(super) fn then(self, next: Self) -> Self {
+        Self {
+            first_commit: self.first_commit.or(next.first_commit),
+            last_commit: next.last_commit.or(self.last_commit),
+            latest_commit: self.latest_commit.max(next.latest_commit),
+        }
+    }
 }
 
 /// Something that recovery cannot pass.
@@ -114,6 +151,8 @@ pub struct Problem {
     pub segment: Option<String>,
     /// Of what kind it is.
     pub kind: ProblemKind,
+    /// Where recovery along the timeline ends because of it, exclusive, if that is known.
+    pub ends_at: Option<Lsn>,
     /// What is wrong.
     pub what: String,
     /// What follows from that.
@@ -127,6 +166,9 @@ pub enum ProblemKind {
     /// A backup that captured its own WAL begins behind the hole: between such backups nothing was
     /// received, and nothing was promised.
     BetweenBackups,
+    /// A partial in which a power cut has left later WAL without earlier; none of that was reported
+    /// as flushed, and a receiver receives it again.
+    Torn,
     /// Segments are missing or were never completed, and the archive goes on behind them.
     Hole,
     /// A file is not what it was.
@@ -143,10 +185,10 @@ impl Report {
     }
 
     /// Whether every sealed backup can be restored and the archive has no problem but holes between
-    /// backups that captured their own WAL. Backups that are not complete do not count against it.
+    /// backups that captured their own WAL, and torn ends. Backups that are not complete do not count against it.
     pub fn is_good(&self) -> bool {
         let usable = |backup: &BackupReport| !matches!(backup.verdict, Verdict::NotUsable { .. });
-        let known = |problem: &Problem| problem.kind == ProblemKind::BetweenBackups;
+        let known = |problem: &Problem| matches!(problem.kind, ProblemKind::BetweenBackups | ProblemKind::Torn);
         self.backups.iter().all(usable) && self.wal.as_ref().is_none_or(|wal| wal.problems.iter().all(known))
     }
 }
@@ -173,6 +215,16 @@ impl fmt::Display for BackupReport {
 impl fmt::Display for Checked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} files with {} bytes, {} WAL segments", self.files, self.bytes, self.segments)
+    }
+}
+
+impl fmt::Display for StretchReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "timeline {}  {} to {}", self.timeline, self.from, self.to)?;
+        match self.times.last_commit {
+            Some(Time(time)) => write!(f, ", last commit {}", time.strftime("%Y-%m-%d %H:%M:%S UTC")),
+            None => f.write_str(", no commit"),
+        }
     }
 }
 

@@ -4,6 +4,10 @@
 
 use std::fs;
 
+mod flips;
+mod input;
+mod pieces;
+
 use super::*;
 use crate::repository::made::{Parts, reseal, write_seal};
 use crate::repository::tests::{SIZE, SYSTEM, now};
@@ -73,7 +77,8 @@ fn a_whole_repository_is_good() {
     assert_eq!((wal.segments, wal.stretches.len(), &wal.problems), (4, 1, &Vec::new()));
     assert_eq!((wal.stretches[0].from.get(), wal.stretches[0].timeline.get()), (3 * SIZE, 1));
     assert!(wal.stretches[0].to > scene.seal.stop.lsn());
-    assert!(told.contains(&VerifyEvent::Verdict(scene.seal.id)));
+    assert!(matches!(told[0], VerifyEvent::Begun { backups: 1, segments: 4, .. }), "{:?}", told[0]);
+    assert_eq!(told.iter().filter(|event| matches!(event, VerifyEvent::Segment(_))).count(), 4);
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["version"], 1);
     assert_eq!(json["system_identifier"], SYSTEM.to_string());
@@ -194,7 +199,12 @@ fn the_archive_is_walked_to_its_last_byte() {
         problems[0]
             .starts_with("timeline 1: segment 000000010000000000000005 is damaged: WAL is not valid at 0/5FFFFF")
     );
-    assert!(problems[0].contains("recovery from a backup that starts before it ends at 0/"), "{}", problems[0]);
+    assert!(problems[0].contains("(byte 1048575 of 000000010000000000000005): "), "{}", problems[0]);
+    assert!(
+        problems[0].ends_with(&format!("recovery from backup {} ends at 0/5C0000", scene.seal.id)),
+        "{}",
+        problems[0]
+    );
     scene.change(&scene.wal(1, 5), |bytes| *bytes = [&content[..], b"x"].concat());
     assert!(scene.problems()[0].contains("more than 1048576 bytes"));
     fs::write(&path, &content[..SIZE as usize - 8192]).unwrap();
@@ -205,8 +215,13 @@ fn the_archive_is_walked_to_its_last_byte() {
     assert!(problems[0].contains("segment 000000010000000000000005 is missing"));
     assert_eq!(scene.verify(None).wal.unwrap().stretches.len(), 2);
     fs::write(&path, &content).unwrap();
-    // Torn bytes behind the last record of a partial are none of it.
+    // Bytes far behind the last record of a partial are left of a write that was cut short.
     scene.change(&format!("{}.partial", scene.wal(1, 6)), |bytes| *bytes.last_mut().unwrap() = 1);
+    let report = scene.verify(None);
+    let wal = report.wal.as_ref().unwrap();
+    assert_eq!((wal.problems.len(), wal.problems[0].kind), (1, ProblemKind::Torn));
+    assert!(report.is_good());
+    scene.change(&format!("{}.partial", scene.wal(1, 6)), |bytes| *bytes.last_mut().unwrap() = 0);
     assert_eq!(scene.problems(), Vec::<String>::new());
     // But the partial of a later beginning is a hole.
     fs::copy(&path, scene.top.path().join(scene.wal(1, 8))).unwrap();

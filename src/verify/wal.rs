@@ -1,70 +1,210 @@
 //! Every record of every segment of the archive.
 
-use super::{Problem, ProblemKind, StretchReport, VerifyError, VerifyEvent, WalReport};
-use crate::archive::{Archive, ArchiveError, Listing};
-use crate::disk::Access;
-use crate::wal::{Chain, History, HistoryFile, Lsn, Pos, Seed, Segment, TimelineId};
+use std::time::Duration;
 
-/// Where each backup begins that captured its own WAL is `islands`.
-pub(super) fn verify_wal(
-    archive: &Archive,
-    islands: &[Pos],
-    tell: &mut impl FnMut(VerifyEvent),
-) -> Result<WalReport, VerifyError> {
-    let mut report = walk_all(archive, tell)?;
-    let (stretches, mut problems) = (&report.stretches, std::mem::take(&mut report.problems));
-    for problem in problems.iter_mut().filter(|problem| problem.kind == ProblemKind::Hole) {
-        let hole = problem.segment.as_deref().and_then(|name| Segment::parse(name, archive.size()));
-        let Some(hole) = hole else { continue };
-        let behind = stretches.iter().find(|s| s.timeline == hole.tli() && s.from > hole.start());
-        let begins =
-            |island: &Pos| behind.is_some_and(|s| s.timeline == island.tli() && (s.from..s.to).contains(&island.lsn()));
-        if islands.iter().any(begins) {
-            problem.kind = ProblemKind::BetweenBackups;
-        }
-    }
-    report.problems = problems;
-    Ok(report)
+use super::report::{Problem, ProblemKind, WalReport};
+use super::walk::{Found, Piece, Walked, Walker};
+use super::{VerifyError, VerifyEvent};
+use crate::archive::{Archive, ArchiveError, Listing, Stored};
+use crate::repository::BackupId;
+use crate::wal::{Chain, History, HistoryFile, Lsn, PAGE, Pos, Seed, Segment, SegmentSize, TimelineId};
+
+/// The resource manager of the records with which recovery ends, from `rmgrlist.h`.
+const RM_XLOG: u8 = 0;
+
+/// A sealed backup, for what its WAL has to do with what is found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needed {
+    pub(super) id: BackupId,
+    pub(super) start: Pos,
+    pub(super) stop: Pos,
+    /// Whether it brought its WAL itself: what follows it was not promised.
+    pub(super) island: bool,
 }
 
-fn walk_all(archive: &Archive, tell: &mut impl FnMut(VerifyEvent)) -> Result<WalReport, VerifyError> {
-    let listing = archive.list()?;
-    let mut report = WalReport::default();
-    for tli in listing.timelines() {
-        let history = match archive.history(tli) {
-            Ok(history) => history,
-            Err(e) => {
-                report.no_history(tli, &e);
-                History::alone(tli)
-            }
-        };
-        junction(&listing, &history, archive, &mut report);
-        Walk { archive, history, listing: &listing, report: &mut report, chain: None }.timeline(tli, tell);
+/// What is to be read, in pieces that can be walked at the same time.
+#[derive(Debug)]
+pub(super) struct Plan {
+    archive: Archive,
+    patience: Duration,
+    timelines: Vec<Timeline>,
+    histories: Vec<Problem>,
+    ignored: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Timeline {
+    history: History,
+    history_known: bool,
+    first: Segment,
+    last: Segment,
+    /// What its names alone tell.
+    problems: Vec<Problem>,
+    pieces: Vec<Piece>,
+}
+
+impl Plan {
+    /// Reads the names and histories. A piece has at most so many segments.
+    pub(super) fn new(
+        archive: Archive,
+        per_piece: impl Fn(usize) -> usize,
+        patience: Duration,
+    ) -> Result<Self, VerifyError> {
+        let listing = archive.list()?;
+        let ignored = listing.others().to_vec();
+        let timelines = listing.timelines();
+        let per_piece = per_piece(timelines.iter().map(|tli| listing.of_timeline(*tli).count()).sum()).max(1);
+        let timelines = timelines.into_iter().filter_map(|tli| timeline(&archive, &listing, tli, per_piece)).collect();
+        let alone = listing.histories().iter().filter(|tli| listing.last_of(**tli).is_none());
+        let histories = alone.filter_map(|tli| Some(no_history(*tli, &archive.history(*tli).err()?))).collect();
+        Ok(Self { archive, patience, timelines, histories, ignored })
     }
-    for tli in listing.histories().iter().filter(|tli| listing.last_of(**tli).is_none()) {
-        if let Err(e) = archive.history(*tli) {
-            report.no_history(*tli, &e);
+
+    /// Each piece by its number in its timeline, and that by its own.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (usize, usize)> {
+        let numbers = |(number, timeline): (usize, &Timeline)| (0..timeline.pieces.len()).map(move |n| (number, n));
+        self.timelines.iter().enumerate().flat_map(numbers)
+    }
+
+    /// Segments that will be read.
+    pub(super) fn segments(&self) -> u64 {
+        let pieces = self.timelines.iter().flat_map(|timeline| &timeline.pieces);
+        pieces.map(|piece| piece.segments.len() as u64).sum()
+    }
+
+    /// Walks one piece. It may be done in any order, by any thread.
+    pub(super) fn walk(&self, (timeline, piece): (usize, usize), tell: &dyn Fn(VerifyEvent)) -> Walked {
+        match self.timelines.get(timeline).and_then(|t| Some((t, t.pieces.get(piece)?))) {
+            Some((timeline, piece)) => timeline.walker(self).walk(piece, tell),
+            None => Walked::default(),
         }
     }
-    Ok(report)
+
+    /// What one walk from the beginning would have found; `walked` has all pieces, in order.
+    pub(super) fn join(&self, walked: Vec<Walked>, backups: &[Needed]) -> WalReport {
+        let mut report = WalReport { segments: self.segments(), ..WalReport::default() };
+        let mut walked = walked.into_iter();
+        for timeline in &self.timelines {
+            report.problems.extend(timeline.problems.iter().cloned());
+            let pieces = timeline.pieces.iter().zip(&mut walked);
+            let mut joined = Walked::default();
+            let walker = timeline.walker(self);
+            let mut before: Option<Segment> = None;
+            for (piece, walked) in pieces {
+                if piece.begins {
+                    joined.end_stretch();
+                    joined
+                        .found
+                        .extend(before.zip(piece.segments.first()).map(|(before, (next, _))| hole(before, *next)));
+                }
+                before = piece.segments.last().map(|(segment, _)| *segment);
+                walker.join(&mut joined, piece, walked);
+            }
+            joined.end_stretch();
+            joined.found.into_iter().for_each(|found| report.take(found, backups));
+        }
+        report.problems.extend(self.histories.iter().cloned());
+        report.between_backups(backups, &self.archive);
+        report.ignored.clone_from(&self.ignored);
+        report
+    }
+}
+
+impl Timeline {
+    fn walker<'a>(&'a self, plan: &'a Plan) -> Walker<'a> {
+        let (archive, patience) = (&plan.archive, plan.patience);
+        let (history, history_known, first, last) = (&self.history, self.history_known, self.first, self.last);
+        Walker { archive, patience, history, history_known, first, last }
+    }
+}
+
+fn timeline(archive: &Archive, listing: &Listing, tli: TimelineId, per_piece: usize) -> Option<Timeline> {
+    let (mut problems, mut history_known) = (Vec::new(), true);
+    let history = archive.history(tli).unwrap_or_else(|e| {
+        problems.push(no_history(tli, &e));
+        history_known = false;
+        History::alone(tli)
+    });
+    problems.extend(junction(listing, &history, archive));
+    problems.extend(fork(listing, &history, archive));
+    let segments: Vec<_> = listing.of_timeline(tli).map(|(segment, stored)| (segment, stored.complete)).collect();
+    let ((first, _), (last, _)) = (*segments.first()?, *segments.last()?);
+    let runs = segments.chunk_by(|(a, _), (b, _)| a.next() == *b);
+    let cut = |run: &[(Segment, bool)]| -> Vec<Piece> {
+        let chunks = run.chunks(per_piece).enumerate();
+        chunks.map(|(number, segments)| Piece { segments: segments.to_vec(), begins: number == 0 }).collect()
+    };
+    let pieces = runs.flat_map(cut).collect();
+    Some(Timeline { history, history_known, first, last, problems, pieces })
 }
 
 /// Whether the WAL of the ancestors and that of a timeline meet.
-fn junction(listing: &Listing, history: &History, archive: &Archive, report: &mut WalReport) {
-    let tli = history.tli();
-    let (Some(fork), Some((first, _))) = (history.switches().last(), listing.of_timeline(tli).next()) else { return };
-    let Some((parents_last, stored)) = listing.last_of(fork.from) else { return };
-    let forks_in = Segment::containing(Pos::new(tli, fork.at), archive.size());
+fn junction(listing: &Listing, history: &History, archive: &Archive) -> Vec<Problem> {
+    let timeline = history.tli();
+    let (Some(fork), Some((first, _))) = (history.switches().last(), listing.of_timeline(timeline).next()) else {
+        return Vec::new();
+    };
+    let Some((parents_last, stored)) = listing.last_of(fork.from) else { return Vec::new() };
+    let forks_in = Segment::containing(Pos::new(timeline, fork.at), archive.size());
     let parents_end = if stored.complete { parents_last.next() } else { parents_last };
-    let consequence = || format!("backups of timeline {} cannot be recovered along timeline {tli}", fork.from);
+    let consequence = format!("backups of timeline {} cannot be recovered along timeline {timeline}", fork.from);
+    let hole = |begin: Segment, what| {
+        let (segment, consequence) = (Some(begin.name()), consequence.clone());
+        Problem { timeline, segment, kind: ProblemKind::Hole, ends_at: None, what, consequence }
+    };
+    let mut problems = Vec::new();
     if parents_end.no() < forks_in.no() {
         let last = forks_in.previous().unwrap_or(forks_in).on(fork.from);
-        report.hole(tli, parents_end, missing(parents_end, last), consequence());
+        problems.push(hole(parents_end, missing(parents_end, last)));
     }
     if first.no() > forks_in.no() {
         let last = first.previous().unwrap_or(first);
-        report.hole(tli, forks_in, missing(forks_in, last), consequence());
+        problems.push(hole(forks_in, missing(forks_in, last)));
     }
+    problems
+}
+
+/// Where the record begins that is written at an address: behind the page's header, if it is a page's.
+fn first_record(at: Lsn, size: SegmentSize) -> Lsn {
+    at.saturating_add(match at.get() {
+        bytes if bytes.is_multiple_of(size.bytes()) => 40,
+        bytes if bytes.is_multiple_of(PAGE) => 24,
+        _ => 0,
+    })
+}
+
+/// A history has no checksum; but where it says that its timeline begins, a server has written the
+/// record with which recovery ended, and its timeline's pages begin.
+fn fork(listing: &Listing, history: &History, archive: &Archive) -> Option<Problem> {
+    let (timeline, fork) = (history.tli(), history.switches().last()?.at);
+    let segment = Segment::containing(Pos::new(timeline, fork), archive.size());
+    if listing.stored(segment) == Stored::default() {
+        return None;
+    }
+    let seed =
+        Seed { start: segment.start(), size: segment.size(), system_id: archive.system_id(), newest_tli: timeline };
+    let mut chain = Chain::new(seed);
+    let mut begins = None;
+    // Whatever stops it is told where the segment is walked; that it has no record there, too.
+    let _ = archive.walk(history, &mut chain, segment.end(), &mut |record| {
+        if record.start >= fork {
+            begins.get_or_insert((record.start, record.rmid));
+        }
+    });
+    let (start, manager) = begins?;
+    if start == first_record(fork, archive.size()) && manager == RM_XLOG {
+        return None;
+    }
+    let what =
+        format!("{} says that the timeline begins at {fork}, and its WAL does not", HistoryFile(timeline).name());
+    let consequence = "recovery cannot go along this timeline".to_owned();
+    let segment = Some(segment.name());
+    Some(Problem { timeline, segment, kind: ProblemKind::History, ends_at: None, what, consequence })
+}
+
+fn hole(before: Segment, next: Segment) -> Found {
+    let (first, last) = (before.next(), next.previous().unwrap_or(next));
+    Found::Fault { segment: first, kind: ProblemKind::Hole, what: missing(first, last) }
 }
 
 fn missing(first: Segment, last: Segment) -> String {
@@ -75,122 +215,72 @@ fn missing(first: Segment, last: Segment) -> String {
     }
 }
 
-impl WalReport {
-    fn no_history(&mut self, timeline: TimelineId, e: &ArchiveError) {
-        let what = match e {
-            ArchiveError::NoHistory(_) => format!("{} is missing", HistoryFile(timeline).name()),
-            other => other.to_string(),
-        };
-        let consequence = "recovery cannot go along this timeline".to_owned();
-        self.problems.push(Problem { timeline, segment: None, kind: ProblemKind::History, what, consequence });
-    }
+fn no_history(timeline: TimelineId, e: &ArchiveError) -> Problem {
+    let what = match e {
+        ArchiveError::NoHistory(_) => format!("{} is missing", HistoryFile(timeline).name()),
+        other => other.to_string(),
+    };
+    let consequence = "recovery cannot go along this timeline".to_owned();
+    Problem { timeline, segment: None, kind: ProblemKind::History, ends_at: None, what, consequence }
+}
 
-    fn hole(&mut self, timeline: TimelineId, first: Segment, what: String, consequence: String) {
-        let segment = Some(first.name());
-        self.problems.push(Problem { timeline, segment, kind: ProblemKind::Hole, what, consequence });
+impl WalReport {
+    fn take(&mut self, found: Found, backups: &[Needed]) {
+        match found {
+            Found::Stretch(stretch) => self.stretches.push(stretch),
+            Found::Fault { segment, kind, what } => self.end_at(segment, kind, what, backups),
+        }
     }
 
     /// Recovery on the segment's timeline ends where the last stretch did.
-    fn end_at(&mut self, segment: Segment, kind: ProblemKind, what: String) {
+    fn end_at(&mut self, segment: Segment, kind: ProblemKind, what: String, backups: &[Needed]) {
         let timeline = segment.tli();
         let ended = self.stretches.last().filter(|stretch| stretch.timeline == timeline);
-        let to = ended.map_or_else(|| segment.start(), |stretch| stretch.to);
-        let consequence = format!("recovery from a backup that starts before it ends at {to}");
-        self.problems.push(Problem { timeline, segment: Some(segment.name()), kind, what, consequence });
+        let (from, to) = ended.map_or_else(|| (segment.start(), segment.start()), |stretch| (stretch.from, stretch.to));
+        let consequence = consequence(timeline, from, to, segment.end(), backups);
+        let segment = Some(segment.name());
+        self.problems.push(Problem { timeline, segment, kind, ends_at: Some(to), what, consequence });
+    }
+
+    /// What is missing before a backup that brought its own WAL was never promised.
+    fn between_backups(&mut self, backups: &[Needed], archive: &Archive) {
+        for problem in self.problems.iter_mut().filter(|problem| problem.kind == ProblemKind::Hole) {
+            let hole = problem.segment.as_deref().and_then(|name| Segment::parse(name, archive.size()));
+            let Some(hole) = hole else { continue };
+            let mut stretches = self.stretches.iter();
+            let behind = stretches.find(|s| s.timeline == hole.tli() && s.from > hole.start());
+            let begins =
+                |start: Pos| behind.is_some_and(|s| s.timeline == start.tli() && (s.from..s.to).contains(&start.lsn()));
+            if backups.iter().any(|backup| backup.island && begins(backup.start)) {
+                problem.kind = ProblemKind::BetweenBackups;
+            }
+        }
     }
 }
 
-/// One timeline.
-struct Walk<'a> {
-    archive: &'a Archive,
-    history: History,
-    listing: &'a Listing,
-    report: &'a mut WalReport,
-    /// The stretch that is being walked, from the first segment of it that is of this timeline.
-    chain: Option<(Lsn, Chain)>,
+/// What it means that WAL that is whole from `from` to `to` does not go on in a segment that ends at
+/// `until`.
+fn consequence(timeline: TimelineId, from: Lsn, to: Lsn, until: Lsn, backups: &[Needed]) -> String {
+    let here = |backup: &&Needed| backup.stop.tli() == timeline;
+    let lost: Vec<_> = backups.iter().filter(here).filter(|b| b.start.lsn() < until && b.stop.lsn() > to).collect();
+    let cut: Vec<_> = backups.iter().filter(here).filter(|b| b.start.lsn() >= from && b.stop.lsn() <= to).collect();
+    let mut consequences = Vec::new();
+    if !lost.is_empty() {
+        consequences.push(format!("{} not usable", named(&lost, "is", "are")));
+    }
+    if cut.is_empty() {
+        consequences.push(format!("recovery from a backup that starts before it ends at {to}"));
+    } else {
+        consequences.push(format!("recovery from {} at {to}", named(&cut, "ends", "ends")));
+    }
+    consequences.join("; ")
 }
 
-impl Walk<'_> {
-    fn timeline(&mut self, tli: TimelineId, tell: &mut impl FnMut(VerifyEvent)) {
-        let mut before: Option<Segment> = None;
-        for (segment, stored) in self.listing.of_timeline(tli) {
-            if let Some(before) = before.filter(|before| before.next() != segment) {
-                self.end_stretch();
-                let last = segment.previous().unwrap_or(segment);
-                self.report.end_at(before.next(), ProblemKind::Hole, missing(before.next(), last));
-            }
-            tell(VerifyEvent::Segment(segment));
-            self.report.segments += 1;
-            let is_last = self.listing.last_of(tli).is_some_and(|(last, _)| last == segment);
-            if !stored.complete && !is_last {
-                self.segment(segment, false);
-                self.end_stretch();
-                self.report.end_at(segment, ProblemKind::Hole, format!("segment {segment} is incomplete"));
-            } else {
-                self.segment(segment, stored.complete);
-            }
-            before = Some(segment);
-        }
-        self.end_stretch();
-    }
-
-    fn segment(&mut self, segment: Segment, complete: bool) {
-        let (from, mut chain) = match self.chain.take() {
-            Some(begun) => begun,
-            None => (segment.start(), self.chain_at(segment)),
-        };
-        // A partial ends where its last record does; its fault is that end.
-        let fault = match self.read(segment, &mut chain) {
-            Ok(fault) => fault.filter(|_| complete),
-            Err(e) => Some(e.to_string()),
-        };
-        self.chain = Some((from, chain));
-        if let Some(fault) = fault {
-            self.end_stretch();
-            self.report.end_at(segment, ProblemKind::Damage, format!("segment {segment} is damaged: {fault}"));
-        }
-    }
-
-    /// The chain as it comes out of what is held before, of this timeline or its ancestors.
-    fn chain_at(&self, segment: Segment) -> Chain {
-        let (start, size, system_id) = (segment.start(), self.archive.size(), self.archive.system_id());
-        let fresh = || Chain::new(Seed { start, size, system_id, newest_tli: segment.tli() });
-        // What is wrong before it has been or will be reported there.
-        let first_of_timeline =
-            self.listing.of_timeline(segment.tli()).next().is_some_and(|(first, _)| first == segment);
-        if !first_of_timeline {
-            return fresh();
-        }
-        self.archive.chain_before(&self.history, segment).unwrap_or_else(|_| fresh())
-    }
-
-    /// Reads a segment to its end; what is wrong with it.
-    fn read(&self, segment: Segment, chain: &mut Chain) -> Result<Option<String>, ArchiveError> {
-        let Some(mut reader) = self.archive.open_segment(segment, Access::Read)? else {
-            return Ok(Some("it was there and cannot be found now".to_owned()));
-        };
-        let size = segment.size().bytes();
-        while chain.at() < segment.end() {
-            let ahead = usize::try_from(segment.end() - chain.at()).unwrap_or(usize::MAX);
-            let bytes = reader.fill()?;
-            let n = bytes.len().min(ahead);
-            if n == 0 {
-                return Ok(Some(format!("it has {} bytes and must have {size}", reader.offset())));
-            }
-            if let Err(broken) = chain.feed(bytes.get(..n).unwrap_or(bytes), &mut |_| {}) {
-                return Ok(Some(broken.to_string()));
-            }
-            reader.consume(n);
-        }
-        Ok((!reader.fill()?.is_empty()).then(|| format!("it has more than {size} bytes")))
-    }
-
-    fn end_stretch(&mut self) {
-        let Some((from, chain)) = self.chain.take() else { return };
-        let (checked_from, to) = (chain.checked_from().max(from), chain.whole());
-        if to > from {
-            let timeline = self.history.tli();
-            self.report.stretches.push(StretchReport { timeline, from, checked_from, to });
-        }
+/// The backups in words, with the verb that follows.
+fn named(backups: &[&Needed], one: &str, more: &str) -> String {
+    match backups {
+        [only] => format!("backup {} {one}", only.id),
+        [first, rest @ ..] => format!("backup {} and {} more {more}", first.id, rest.len()),
+        [] => String::new(),
     }
 }

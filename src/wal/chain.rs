@@ -27,6 +27,11 @@ const ALL_FLAGS: u16 = 15;
 
 /// The newest page magic whose built-in resource managers we know (PostgreSQL 18).
 const NEWEST_KNOWN_MAGIC: u16 = 0xD118;
+/// The first with which extensions may have resource managers of their own (PostgreSQL 15).
+const FIRST_CUSTOM_MAGIC: u16 = 0xD110;
+/// The numbers of the built-in ones end before this, and those of extensions begin with the other.
+const BUILT_IN_END: u8 = 22;
+const CUSTOM_BEGIN: u8 = 128;
 
 /// What the pages must say of themselves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +78,14 @@ pub enum Fault {
         found: u32,
         /// What the page before said, or the newest there may be.
         before: u32,
+    },
+    /// The page is of one timeline where the history says another: a segment under another's name.
+    #[error("the page is of timeline {found}, and the WAL here is of timeline {expected}")]
+    OtherTimeline {
+        /// What the page says.
+        found: u32,
+        /// What the history says.
+        expected: u32,
     },
     /// The segment is of another cluster.
     #[error("the segment is of the cluster with system identifier {0}")]
@@ -172,6 +185,8 @@ pub struct Chain {
     size: SegmentSize,
     system_id: Option<u64>,
     newest_tli: u32,
+    /// Where each timeline ends, exclusive, and the one after the last; empty where that is not known.
+    route: Vec<(Lsn, u32)>,
     page_tli: u32,
     magic: Option<u16>,
     at: Lsn,
@@ -204,6 +219,7 @@ impl Chain {
             size: seed.size,
             system_id: seed.system_id,
             newest_tli: seed.newest_tli.get(),
+            route: Vec::new(),
             page_tli: 0,
             magic: None,
             at: seed.start,
@@ -379,7 +395,8 @@ impl Chain {
         seen: &mut impl FnMut(&Record<'_>),
     ) -> Result<(), Broken> {
         let (xid, info, rmid) = (u32_at(header, 4), header[16], header[17]);
-        let mut record = Record { start, end: aligned(self.at), rmid, info, xid, data };
+        let (length, prev) = (u32_at(header, 0), Lsn::new(u64_at(header, 8)));
+        let mut record = Record { start, end: aligned(self.at), prev, length, rmid, info, xid, data };
         let kind = record.kind();
         if let Some(dropped) = self.dropped.take()
             && kind != RecordKind::OverwriteContinuation(dropped)
@@ -481,6 +498,9 @@ impl Chain {
         if tli < self.page_tli || tli == 0 {
             return wrong(Fault::PageTimeline { found: tli, before: self.page_tli });
         }
+        if let Some(expected) = self.timeline_at(start).filter(|expected| *expected != tli) {
+            return wrong(Fault::OtherTimeline { found: tli, expected });
+        }
         if header[20..SHORT_HEADER] != [0; 4] {
             return wrong(Fault::Padding);
         }
@@ -569,8 +589,7 @@ impl Chain {
             _ => {}
         }
         let rmid = header[17];
-        let known = self.magic.is_some_and(|magic| magic <= NEWEST_KNOWN_MAGIC);
-        if known && (22..128).contains(&rmid) {
+        if !self.magic.is_none_or(|magic| is_manager(rmid, magic)) {
             return Err(self.broken(start, Fault::ResourceManager(rmid)));
         }
         Ok(())
@@ -606,6 +625,12 @@ impl Chain {
     }
 }
 
+/// Whether servers whose pages bear this magic number may have that resource manager. Those that are
+/// newer than we know may have any.
+const fn is_manager(rmid: u8, magic: u16) -> bool {
+    rmid < BUILT_IN_END || magic > NEWEST_KNOWN_MAGIC || (rmid >= CUSTOM_BEGIN && magic >= FIRST_CUSTOM_MAGIC)
+}
+
 /// The record at the beginning of `bytes` if it lies there whole, with a length it may have.
 fn whole_record(bytes: &[u8]) -> Option<&[u8]> {
     let total = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
@@ -628,6 +653,8 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
+
+mod same;
 
 /// The bytes of a log, made by hand.
 #[cfg(test)]

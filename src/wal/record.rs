@@ -1,5 +1,7 @@
 //! A record of the log, and what walhold reads in it.
 
+use jiff::Timestamp;
+
 use super::Lsn;
 
 /// Resource managers, from `src/include/access/rmgrlist.h`.
@@ -37,6 +39,10 @@ pub struct Record<'a> {
     pub start: Lsn,
     /// Exclusive end, rounded up to the 8 bytes at which the next one may begin.
     pub end: Lsn,
+    /// Start of the one before, to which it links back.
+    pub prev: Lsn,
+    /// Bytes, header included, page headers and padding not.
+    pub length: u32,
     /// Resource manager.
     pub rmid: u8,
     /// Resource manager's own flags and the record type.
@@ -63,6 +69,17 @@ pub enum RecordKind {
 /// Microseconds since 2000-01-01 00:00 UTC by the server's clock (`TimestampTz`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ServerTime(pub i64);
+
+impl ServerTime {
+    /// 2000-01-01 00:00 UTC in microseconds of the Unix clock.
+    const EPOCH: i64 = 946_684_800_000_000;
+
+    /// The same moment by the usual clock; `None` for the server's infinities, and for years that
+    /// no clock shows.
+    pub fn timestamp(self) -> Option<Timestamp> {
+        Timestamp::from_microsecond(self.0.checked_add(Self::EPOCH)?).ok()
+    }
+}
 
 /// The end of a transaction, prepared or not: where recovery to a point in time or a transaction
 /// looks whether to stop.
@@ -141,7 +158,8 @@ mod tests {
     use super::*;
 
     fn record(rmid: u8, info: u8, data: &[u8]) -> Record<'_> {
-        Record { start: Lsn::new(8), end: Lsn::new(16), rmid, info, xid: 7, data }
+        let (start, end, prev) = (Lsn::new(8), Lsn::new(16), Lsn::ZERO);
+        Record { start, end, prev, length: 24, rmid, info, xid: 7, data }
     }
 
     #[test]

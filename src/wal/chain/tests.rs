@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::built::Log;
 use super::*;
+use crate::wal::History;
 
 const SIZE: SegmentSize = SegmentSize::new(1 << 20).unwrap();
 const START: u64 = 3 << 20;
@@ -169,5 +170,68 @@ fn a_switch_over_a_segments_end_is_followed() {
         fed.unwrap_or_else(|broken| panic!("gap {gap}: {broken}"));
         assert_eq!(seen.iter().map(|s| s.0).collect::<Vec<_>>(), log.starts);
         assert_eq!(chain.whole().get(), log.at());
+    }
+}
+
+/// Two chains that began apart are in the same state from the first record on that both have read;
+/// not before, and not where what came before differs.
+#[test]
+fn chains_meet_at_a_record() {
+    let log = mixed();
+    let middle = 2 * SIZE.bytes() as usize;
+    let begin = |start: usize| Chain::new(Seed { start: Lsn::new(START + start as u64), ..seed() });
+    let (mut long, mut short) = (begin(0), begin(middle));
+    long.feed(&log.bytes[..middle], &mut |_| {}).unwrap();
+    assert!(!long.goes_on_like(&short), "the rest of a record is open in one");
+    for piece in log.bytes[middle..].chunks(777) {
+        long.feed(piece, &mut |_| {}).unwrap();
+        short.feed(piece, &mut |_| {}).unwrap();
+        assert_eq!(long.goes_on_like(&short), short.last_record().is_some(), "at {}", long.at());
+    }
+    assert!(long.goes_on_like(&short) && long.checked_from() < short.checked_from());
+    let mut other = log.clone();
+    other.record(10, 0, &[1; 40]);
+    let mut further = short.clone();
+    further.feed(&other.bytes[log.bytes.len()..], &mut |_| {}).unwrap();
+    assert!(!further.goes_on_like(&short));
+}
+
+/// The page in which a timeline ends was begun by it; every page behind is of the next.
+#[test]
+fn pages_are_of_the_timeline_that_the_history_has_there() {
+    let mut log = log();
+    log.record(10, 0, &[1; 9000]);
+    let fork = log.next_record();
+    log.tli = 2;
+    log.record(10, 0, &[1; 20_000]);
+    let second = TimelineId::new(2).unwrap();
+    let walked = |fork: u64| {
+        let history = History::parse(second, format!("1\t{}\n", Lsn::new(fork)).as_bytes()).unwrap();
+        let mut chain = Chain::new(Seed { newest_tli: second, ..seed() }).along(&history);
+        chain.feed(&log.bytes, &mut |_| {}).map_err(|broken| broken.fault)
+    };
+    assert_eq!(walked(fork), Ok(()));
+    assert_eq!(walked(fork - 8192), Err(Fault::OtherTimeline { found: 1, expected: 2 }));
+    assert_eq!(walked(fork + 8192), Err(Fault::OtherTimeline { found: 2, expected: 1 }));
+}
+
+/// Extensions have resource managers from PostgreSQL 15 on; what is newer than 18 may have any.
+#[test]
+fn resource_managers_follow_the_version() {
+    for (magic, rmid, known) in [
+        (0xD106, 21, true),
+        (0xD106, 22, false),
+        (0xD10D, 128, false),
+        (0xD110, 128, true),
+        (0xD118, 255, true),
+        (0xD118, 127, false),
+        (0xD119, 22, true),
+    ] {
+        let mut log = log();
+        log.record(rmid, 0, &[1; 40]);
+        log.bytes[..2].copy_from_slice(&u16::to_le_bytes(magic));
+        let (_, _, fed) = walk(&log.bytes, &[100]);
+        let expected = if known { Ok(()) } else { Err(Fault::ResourceManager(rmid)) };
+        assert_eq!(fed.map_err(|broken| broken.fault), expected, "{magic:X} {rmid}");
     }
 }

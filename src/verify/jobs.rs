@@ -1,0 +1,126 @@
+//! What can be read at the same time, and the threads that do it.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::mpsc;
+
+use super::backup::{self, FilesRead, WalProven};
+use super::wal::Plan;
+use super::walk::Walked;
+use super::{VerifyError, VerifyEvent};
+use crate::repository::{Repository, Seal};
+
+/// More threads than this would wait for the disk.
+const MAX_THREADS: usize = 8;
+
+/// A manifest is held in memory while its files are read; of larger ones one at a time.
+const LARGE_MANIFEST: u64 = 64 << 20;
+
+/// One thing to read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Job {
+    /// The files of a backup, by its number.
+    Files(usize),
+    /// The WAL of a backup.
+    Wal(usize),
+    /// A piece of the archive.
+    Piece(usize, usize),
+}
+
+enum Outcome {
+    Files(Result<FilesRead, String>),
+    Wal(Result<WalProven, String>),
+    Piece(Box<Walked>),
+}
+
+/// All that was read.
+#[derive(Default)]
+pub(super) struct Outcomes {
+    of: HashMap<Job, Outcome>,
+}
+
+impl Outcomes {
+    /// What the backup of that number rests on, or the first thing that is wrong with it.
+    pub(super) fn backup(&mut self, number: usize) -> Result<(WalProven, FilesRead), String> {
+        match (self.of.remove(&Job::Wal(number)), self.of.remove(&Job::Files(number))) {
+            (Some(Outcome::Wal(wal)), Some(Outcome::Files(files))) => Ok((wal?, files?)),
+            // The thread panicked that was to do it, and that has been passed on.
+            _ => Err("it was not read".to_owned()),
+        }
+    }
+
+    /// The pieces of the archive, in order.
+    pub(super) fn pieces(&mut self, plan: &Plan) -> Vec<Walked> {
+        let piece = |(timeline, piece)| match self.of.remove(&Job::Piece(timeline, piece)) {
+            Some(Outcome::Piece(walked)) => *walked,
+            _ => Walked::default(),
+        };
+        plan.pieces().map(piece).collect()
+    }
+}
+
+/// As many as the machine has cores, within reason.
+pub(super) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(MAX_THREADS)
+}
+
+/// Reads the sealed backups and the pieces of the archive, with so many threads. Memory does not
+/// grow with what is read: each thread has its buffers, and a backup's manifest while it reads its files.
+pub(super) fn run(
+    repository: &Repository,
+    seals: &[&Seal],
+    plan: Option<&Plan>,
+    threads: usize,
+    tell: &mut impl FnMut(VerifyEvent),
+) -> Result<Outcomes, VerifyError> {
+    // The files first, for one of them may take longer than all the rest.
+    let of_files = (0..seals.len()).map(Job::Files);
+    let pieces = plan.into_iter().flat_map(Plan::pieces).map(|(timeline, piece)| Job::Piece(timeline, piece));
+    let jobs: Vec<Job> = of_files.chain((0..seals.len()).map(Job::Wal)).chain(pieces).collect();
+    let waiting = Mutex::new(jobs.iter().copied());
+    let large = Mutex::new(());
+    let files = |seal: &Seal, tell: &dyn Fn(VerifyEvent)| {
+        let is_large = seal.file(Seal::MANIFEST).is_some_and(|manifest| manifest.size > LARGE_MANIFEST);
+        let _alone = is_large.then(|| large.lock());
+        Outcome::Files(backup::files(repository, seal, tell))
+    };
+    let (sender, said) = mpsc::sync_channel(1024);
+    let work = |sender: mpsc::SyncSender<Said>| {
+        // Nobody listens any more only when the listener panics.
+        let tell = |event| _ = sender.send(Said::Event(event));
+        while let Some(job) = waiting.lock().ok().and_then(|mut waiting| waiting.next()) {
+            let seal = |number: usize| seals.get(number).copied();
+            let outcome = match job {
+                Job::Files(number) => seal(number).map(|seal| files(seal, &tell)),
+                Job::Wal(number) => seal(number).map(|seal| Outcome::Wal(backup::wal(repository, seal, &tell))),
+                Job::Piece(timeline, piece) => {
+                    plan.map(|plan| Outcome::Piece(Box::new(plan.walk((timeline, piece), &tell))))
+                }
+            };
+            if let Some(outcome) = outcome {
+                let _ = sender.send(Said::Done(job, outcome));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for number in 0..threads.min(jobs.len()) {
+            let (work, sender) = (&work, sender.clone());
+            let thread = std::thread::Builder::new().name(format!("verify {number}"));
+            thread.spawn_scoped(scope, move || work(sender)).map_err(VerifyError::Thread)?;
+        }
+        drop(sender);
+        let mut outcomes = Outcomes::default();
+        for said in said {
+            match said {
+                Said::Event(event) => tell(event),
+                Said::Done(job, outcome) => _ = outcomes.of.insert(job, outcome),
+            }
+        }
+        Ok(outcomes)
+    })
+}
+
+enum Said {
+    Event(VerifyEvent),
+    Done(Job, Outcome),
+}
