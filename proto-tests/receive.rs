@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use walhold::archive::{Archive, ResumeError};
 use walhold::disk::Real;
 use walhold::protocol::{Condition, SlotName};
-use walhold::receive::{Event, Finished, Options, ReceiveError, Slot, Upstream, Violation, receive};
+use walhold::receive::{Event, Finished, Options, ReceiveError, Retry, Slot, Upstream, Violation, receive};
 use walhold::wal::{Lsn, Pos, SegmentSize, TimelineId};
 
 use super::server::{
@@ -250,6 +250,10 @@ fn refused(sqlstate: &str, text: &str) -> Vec<u8> {
     [error("ERROR", sqlstate, text), ready()].concat()
 }
 
+fn in_use() -> Vec<u8> {
+    refused("55006", "replication slot is active")
+}
+
 fn removed() -> Vec<u8> {
     refused("58P01", "requested WAL segment has already been removed")
 }
@@ -292,6 +296,11 @@ impl Ran {
         self.events.iter().filter(|event| matches!(event, Event::Disconnected { .. })).count()
     }
 
+    /// The disconnections that are worth a line.
+    fn told(&self) -> usize {
+        self.events.iter().filter(|event| matches!(event, Event::Disconnected { news: true, .. })).count()
+    }
+
     fn asked_again(&self) -> Option<String> {
         self.events.iter().find_map(|event| match event {
             Event::Again { from, .. } => Some(from.name()),
@@ -310,7 +319,8 @@ impl Client {
             sync_interval: Duration::from_millis(20),
             status_interval: None,
             end: None,
-            reconnect: true,
+            retry: Some(Retry::default()),
+            follow: None,
             island: None,
         };
         let folder = tempfile::tempdir().unwrap();
@@ -649,17 +659,49 @@ async fn an_island_that_the_archive_reaches_is_none() {
 // The slot is taken.
 
 #[tokio::test]
-async fn a_slot_that_another_uses_is_an_error() {
+async fn without_retry_a_slot_that_is_in_use_is_an_error() {
     let mut client = Client::with_slot();
+    client.options.retry = None;
     let ran = client
         .against(async move |mut door, _| {
             let mut peer = door.next().await;
             peer.introduce(&NODE).await;
             peer.answer(READ_SLOT, slot_at(START)).await;
-            peer.answer(&start_command(true, START, 1), refused("55006", "replication slot is active")).await;
+            peer.answer(&start_command(true, START, 1), in_use()).await;
             peer.expect_end().await;
         })
         .await;
+    let ReceiveError::Session(error) = ran.error() else { panic!("another error") };
+    assert_eq!(error.condition(), Some(Condition::InUse));
+}
+
+/// A receiver that was cut off finds its slot held by its last connection, until the server gives
+/// that up. One line tells it; whoever holds it longer is somebody else.
+#[tokio::test]
+async fn a_slot_in_use_is_waited_for_as_long_as_the_server_would_wait() {
+    let mut client = Client::with_slot();
+    client.options.retry = Some(Retry { first: Duration::from_millis(100), limit: Duration::from_millis(500) });
+    let ran = client
+        .against(async move |mut door, _| {
+            let begun = std::time::Instant::now();
+            // 2 s more than the server's own limit.
+            while begun.elapsed() < Duration::from_millis(2800) {
+                let mut peer = door.next().await;
+                peer.introduce(&Node { timeout: "1s", ..NODE }).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.answer(&start_command(true, START, 1), in_use()).await;
+                peer.expect_end().await;
+            }
+            // Perhaps once more.
+            while let Ok(mut peer) = timeout(Duration::from_secs(1), door.next()).await {
+                peer.introduce(&Node { timeout: "1s", ..NODE }).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.answer(&start_command(true, START, 1), in_use()).await;
+                peer.expect_end().await;
+            }
+        })
+        .await;
+    assert_eq!(ran.told(), 1);
     let ReceiveError::Session(error) = ran.error() else { panic!("another error") };
     assert_eq!(error.condition(), Some(Condition::InUse));
 }
@@ -683,7 +725,7 @@ async fn a_slot_that_our_lost_connection_holds_is_waited_for() {
                 let mut peer = door.next().await;
                 peer.introduce(&node).await;
                 peer.answer(READ_SLOT, slot_at(START)).await;
-                peer.answer(&start_command(true, START, 1), refused("55006", "replication slot is active")).await;
+                peer.answer(&start_command(true, START, 1), in_use()).await;
                 peer.expect_end().await;
                 let mut peer = door.next().await;
                 peer.introduce(&node).await;
@@ -704,9 +746,9 @@ async fn a_slot_that_our_lost_connection_holds_is_waited_for() {
 #[tokio::test]
 async fn wal_that_is_gone_twice_is_a_gap() {
     let log = log_to(START + SIZE + 300_000);
-    for reconnect in [true, false] {
+    for retry in [Some(Retry::default()), None] {
         let mut client = Client::with_slot().holding(&log, START + 500_000);
-        client.options.reconnect = reconnect;
+        client.options.retry = retry;
         let before = client.files();
         let at = START + 9 * SIZE + 1000;
         let ran = client
@@ -978,9 +1020,9 @@ async fn a_broken_record_that_is_repeated_is_final_and_never_acknowledged() {
     let log = log_to(START + SIZE + 300_000);
     let record = *log.starts.iter().rfind(|start| **start < START + 200_000).unwrap();
     let bad = flipped(&log, record, 30);
-    for reconnect in [true, false] {
+    for retry in [Some(Retry::default()), None] {
         let mut client = Client::with_slot();
-        client.options.reconnect = reconnect;
+        client.options.retry = retry;
         let (bad, node) = (bad.clone(), Node::with(&log));
         let ran = client
             .against(async move |mut door, _| {
@@ -1033,14 +1075,17 @@ async fn an_orderly_shutdown_gets_exactly_what_was_sent_and_is_followed_by_anoth
             })
             .await;
         ran.stopped();
-        assert!(matches!(&ran.events[..], [.., Event::Disconnected { .. }, Event::Reconnected, Event::Streaming(_)]));
+        assert!(matches!(
+            &ran.events[..],
+            [.., Event::Disconnected { .. }, Event::Reconnected { .. }, Event::Streaming(_)]
+        ));
     }
 }
 
 #[tokio::test]
 async fn without_reconnecting_the_servers_end_is_ours() {
     let mut client = Client::new();
-    client.options.reconnect = false;
+    client.options.retry = None;
     let ran = client
         .against(async move |mut door, _| {
             let mut peer = door.next().await;
@@ -1451,26 +1496,48 @@ async fn a_server_on_a_later_timeline_is_followed() {
     }
 }
 
+/// Unless the operator says that it is the timeline to go on with.
 #[tokio::test]
 async fn a_fork_far_below_what_is_held_is_divergence() {
-    let log = log_to(START + 3 * SIZE + 400_000);
+    let end = START + 18 * SIZE + 400_000;
+    let log = log_to(end + SIZE);
     let (fork, switch) = forked(&log, START + SIZE + 300_000, 2);
-    let mut client = Client::new().holding(&log, START + 2 * SIZE + 400_000);
-    let before = client.files();
+    let content = history(&format!("1\t{}\tx\n", text(switch)));
     let node = Node { tli: 2, ..Node::with(&fork) };
-    let ran = client
-        .against(async move |mut door, _| {
-            let mut peer = door.next().await;
-            peer.introduce(&node).await;
-            peer.answer("TIMELINE_HISTORY 2", history(&format!("1\t{}\tx\n", text(switch)))).await;
-            peer.expect_end().await;
-        })
-        .await;
-    let error = ran.error();
-    let ReceiveError::ForkedBefore { from, to, at, held } = error else { panic!("{error}") };
-    assert_eq!((from, to, at.get()), (tli(1), tli(2), switch));
-    assert!(held.get() > switch + SIZE);
-    assert_eq!(client.names(), before.into_iter().map(|(name, _)| name).collect::<Vec<_>>());
+    for (follow, followed) in [(None, false), (Some(tli(3)), false), (Some(tli(2)), true)] {
+        let mut client = Client::new().holding(&log, end);
+        client.options.follow = follow;
+        let before = client.names();
+        let (content, new) = (content.clone(), fork.clone());
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer("TIMELINE_HISTORY 2", content).await;
+                if followed {
+                    peer.stream(false, START + SIZE, 2).await;
+                    peer.send_log(&new, START + SIZE, new.at()).await;
+                    peer.flushed(new.at()).await;
+                    stop.cancel();
+                    peer.flushed(new.at()).await;
+                    peer.end_by_client().await;
+                } else {
+                    peer.expect_end().await;
+                }
+            })
+            .await;
+        if followed {
+            ran.stopped();
+            client.assert_holds(2, &fork, START + SIZE, fork.at());
+            assert!(before.iter().all(|name| client.path(name).exists()));
+            continue;
+        }
+        let error = ran.error();
+        let ReceiveError::ForkedBefore { from, to, at, held } = error else { panic!("{error}") };
+        assert_eq!((from, to, at.get()), (tli(1), tli(2), switch));
+        assert!(held.get() > switch + 16 * SIZE);
+        assert_eq!(client.names(), before);
+    }
 }
 
 #[tokio::test]

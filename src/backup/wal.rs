@@ -11,7 +11,7 @@ use super::{BackupError, Event, Options};
 use crate::archive::{Archive, Durable, Follower};
 use crate::disk::Lock;
 use crate::receive::{
-    Event as ReceiveEvent, Finished, Options as ReceiveOptions, ReceiveError, Slot, Upstream, receive,
+    Event as ReceiveEvent, Finished, Options as ReceiveOptions, ReceiveError, Retry, Slot, Upstream, receive,
 };
 use crate::repository::{CapturedBy, Repository, RepositoryError};
 use crate::wal::{Lsn, Pos};
@@ -203,7 +203,8 @@ impl Own {
             sync_interval: SYNC,
             status_interval: Some(STATUS),
             end: None,
-            reconnect: true,
+            retry: Some(Retry::default()),
+            follow: None,
             island: Some(from),
         };
         let stop = CancellationToken::new();
@@ -214,7 +215,7 @@ impl Own {
             let _lock = lock;
             let mut told = |event| match event {
                 ReceiveEvent::Durable(durable) => drop(tell.send_replace(Some(durable))),
-                ReceiveEvent::Disconnected { reason, .. } => drop(explain.send_replace(reason)),
+                ReceiveEvent::Disconnected { error, .. } => drop(explain.send_replace(error.to_string())),
                 _ => {}
             };
             receive(upstream, &archive, &receive_options, &token, &mut told).await

@@ -77,6 +77,11 @@ impl Failure {
         Self { hint: hint.or(self.hint), ..self }
     }
 
+    /// What the operator can do.
+    pub fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Writes the lines to stderr, or one JSON object.
     pub fn print(&self, json: bool) {
         if json {
@@ -197,7 +202,11 @@ impl From<ReceiveError> for Failure {
                 "the server was restored to an earlier state, or it is another one: nothing was written; \
                  give it a repository of its own",
             ),
-            ReceiveError::Diverged(_) | ReceiveError::ForkedBefore { .. } | ReceiveError::OtherHistory { .. } => {
+            ReceiveError::ForkedBefore { to, .. } => failure.exit(Exit::Gap).hint(format!(
+                "nothing was written. If a standby that had fallen behind was promoted, go on with --follow-timeline {to}; \
+                 a server that was restored to an earlier point needs a repository of its own"
+            )),
+            ReceiveError::Diverged(_) | ReceiveError::OtherHistory { .. } => {
                 failure.exit(Exit::Gap).hint(
                     "the server's past is not the archive's (a clone, or a restore to an earlier point): \
                      nothing was written; give it a repository of its own",

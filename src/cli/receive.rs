@@ -7,15 +7,16 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory};
+use indicatif::{HumanBytes, HumanDuration};
 use tracing::{debug, info, warn};
 
-use super::values::{duration, some_time, who};
+use super::values::{duration, some_time, timeline, who};
 use super::{Failure, connect, signals};
 use crate::archive::Archive;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
-use crate::receive::{Event, Finished, Options, Slot, Upstream, receive};
-use crate::wal::Lsn;
+use crate::receive::{Event, Finished, Options, Retry, Slot, Upstream, receive};
+use crate::wal::{Lsn, TimelineId};
 
 /// The slot that `--repo` uses, and the name under which the server sees the receiver.
 const NAME: &str = "walhold";
@@ -53,6 +54,9 @@ pub(super) struct Arguments {
     /// Do not connect again when the connection ends
     #[arg(short = 'n', long)]
     no_loop: bool,
+    /// Go on with this timeline of the server, wherever it forked off from what is held
+    #[arg(long, value_name = "N", value_parser = timeline)]
+    follow_timeline: Option<TimelineId>,
     /// Do not wait for the storage: a power cut may then lose anything (only with -D)
     #[arg(long, requires = "directory", conflicts_with = "synchronous")]
     no_sync: bool,
@@ -83,11 +87,12 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         sync_interval: arguments.sync_interval,
         status_interval: Some(arguments.status_interval).filter(|interval| !interval.is_zero()),
         end: arguments.endpos,
-        reconnect: !arguments.no_loop,
+        retry: (!arguments.no_loop).then(Retry::default),
+        follow: arguments.follow_timeline,
         island: None,
     };
     let target = arguments.target(&upstream)?;
-    let mut tell = |event| log(&event);
+    let mut tell = |event| log(event);
     let finished = receive(upstream, &target.archive, &options, &stop, &mut tell).await;
     if let (Err(_), Some(opened)) = (&finished, &target.opened) {
         opened.clean_up();
@@ -159,7 +164,7 @@ impl Arguments {
     }
 }
 
-fn log(event: &Event) {
+fn log(event: Event) {
     match event {
         Event::Streaming(at) => info!("streaming from {at}"),
         Event::Complete(segment) => debug!("segment {segment} is complete and durable"),
@@ -177,11 +182,32 @@ fn log(event: &Event) {
             "synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever; \
              use on or remote_write"
         ),
-        Event::Disconnected { reason, wait, again: true } => {
-            debug!("still not connected: {reason}; next try in {wait:?}")
+        Event::Disconnected { error, news: false, wait, .. } => {
+            debug!("still not connected: {error}; next try in {wait:?}");
         }
-        Event::Disconnected { reason, wait, .. } => warn!("disconnected: {reason}; next try in {wait:?}"),
-        Event::Reconnected => info!("connected again"),
+        Event::Disconnected { error, lasts, away, .. } => {
+            if away.is_zero() {
+                warn!("disconnected: {error}; trying again");
+            } else {
+                warn!("not connected for {}: {error}; trying again", span(away));
+            }
+            let failure = Failure::from(error);
+            if let Some(hint) = failure.advice().filter(|_| lasts) {
+                warn!("hint: {hint}");
+            }
+        }
+        Event::Reconnected { away, behind } => {
+            info!("connected again after {}, with {} of WAL to catch up", span(away), HumanBytes(behind));
+        }
         Event::Again { broken, from } => warn!("{broken}; asking for it once more, from segment {from}"),
+    }
+}
+
+/// A time as a person reads it.
+fn span(time: Duration) -> String {
+    if time < Duration::from_secs(60) {
+        format!("{:.1} s", time.as_secs_f64())
+    } else {
+        HumanDuration(time).to_string()
     }
 }

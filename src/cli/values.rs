@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::protocol::MaxRate;
 use crate::restore::{Mapping, Owner};
+use crate::wal::TimelineId;
 
 /// A time such as `100ms`, `10s`, `5min` or `2h`; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -24,6 +25,12 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// [`duration`], and not 0.
 pub(super) fn some_time(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|time| if time.is_zero() { Err("it must be longer than 0".into()) } else { Ok(time) })
+}
+
+/// A timeline's number, from 1 on.
+pub(super) fn timeline(text: &str) -> Result<TimelineId, String> {
+    let number = text.parse().ok().and_then(TimelineId::new);
+    number.ok_or_else(|| format!("\"{text}\" is not a timeline (a number from 1 on)"))
 }
 
 /// A bound on the speed of a copy as `pg_basebackup --max-rate` has it: kB (1024 bytes) a second, or

@@ -4,6 +4,7 @@
 mod error;
 mod machine;
 mod pipe;
+mod retry;
 mod run;
 mod setup;
 mod stream;
@@ -13,10 +14,11 @@ use std::time::Duration;
 use crate::archive::Durable;
 use crate::connection::Conninfo;
 use crate::protocol::SlotName;
-use crate::wal::{Lsn, Pos, Segment};
+use crate::wal::{Lsn, Pos, Segment, TimelineId};
 
 pub use error::{Gap, ReceiveError};
 pub use machine::{Action, Ending, Input, Receiver, Settings, Status, Violation};
+pub use retry::Retry;
 pub use run::receive;
 pub use setup::Upstream;
 
@@ -58,8 +60,11 @@ pub struct Options {
     pub status_interval: Option<Duration>,
     /// Stop when more than up to here has been received.
     pub end: Option<Lsn>,
-    /// Whether to connect again when the connection ends.
-    pub reconnect: bool,
+    /// How to connect again when the connection ends; `None`: not at all.
+    pub retry: Option<Retry>,
+    /// A timeline that is followed wherever it forked off, because the operator says that it is the
+    /// one to go on with. Others must fork off near the end of what is held.
+    pub follow: Option<TimelineId>,
     /// Where an archive that does not reach up to here begins anew: the start of a backup's island.
     /// Elsewhere a receiver never begins behind the end of what is held.
     pub island: Option<Pos>,
@@ -86,17 +91,27 @@ pub enum Event {
     Filling(Pos),
     /// The slot was made.
     SlotMade(SlotName),
-    /// The connection has ended; the next try comes after this time.
+    /// The stream has ended, or a try to have it again has failed. The next try comes after a while.
     Disconnected {
         /// Why.
-        reason: String,
+        error: ReceiveError,
+        /// It will not pass by itself: the operator must do something.
+        lasts: bool,
+        /// Worth a line in a log: it begins an outage, or is another reason that lasts, or the last
+        /// line was minutes ago.
+        news: bool,
+        /// For how long there has been no stream.
+        away: Duration,
         /// How long until the next try.
         wait: Duration,
-        /// It is not the first failed try in a row.
-        again: bool,
     },
-    /// The connection is back.
-    Reconnected,
+    /// A stream begins again.
+    Reconnected {
+        /// For how long there was none.
+        away: Duration,
+        /// Bytes of WAL that the server has and that have not been received.
+        behind: u64,
+    },
     /// A record did not verify; it is asked for once more.
     Again {
         /// Where and why.

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::pipe::Pipe;
+use super::retry::{Outage, Setback, random};
 use super::setup::{Upstream, begin};
 use super::stream::{Ended, stream};
 use super::{Ending, Event, Finished, Options, ReceiveError, Receiver, Settings, Violation};
@@ -16,11 +17,12 @@ use crate::disk::Trouble;
 use crate::protocol::{Condition, NextTimeline};
 use crate::wal::{Broken, Lsn, Pos, Segment};
 
-/// The first wait before connecting again, which doubles up to the second.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// A connection that lasted for so long was a good one: the next wait is short again.
-const GOOD: Duration = Duration::from_secs(10);
+/// How often a full disk is looked at.
+const ROOM_AGAIN: Duration = Duration::from_secs(5);
+/// A slot that our own dead connection holds is free after the server's timeout and a little more; a
+/// server that has none keeps it until its network gives up, and is waited for so long.
+const RELEASE: Duration = Duration::from_secs(2);
+const NO_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the server may take to answer our end of the stream.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -37,11 +39,10 @@ pub async fn receive(
     tell: &mut impl FnMut(Event),
 ) -> Result<Finished, ReceiveError> {
     archive.sweep()?;
+    let retry = options.retry.unwrap_or_default();
     let mut doubts = Doubts::default();
-    let mut wait = FIRST_WAIT;
     let mut upstream = Some(first);
     loop {
-        let began = Instant::now();
         let round = async {
             let mut upstream = match upstream.take() {
                 Some(first) => first,
@@ -50,9 +51,7 @@ pub async fn receive(
                     let Some(again) = stop.run_until_cancelled(connecting).await else {
                         return Ok(Some(Finished::Stopped));
                     };
-                    let again = again?;
-                    tell(Event::Reconnected);
-                    again
+                    again?
                 }
             };
             session(&mut upstream, archive, options, &mut doubts, stop, tell).await
@@ -65,27 +64,33 @@ pub async fn receive(
         if stop.is_cancelled() && error.is_of_connection() {
             return Ok(Finished::Stopped);
         }
-        let again = doubts.may_ask_again(&error, archive, tell) || options.reconnect && doubts.may_pass(&error);
-        if !again {
+        let now = Instant::now();
+        let asked_again = doubts.may_ask_again(&error, archive, tell);
+        let outlook = doubts.outlook(now, &error);
+        if !asked_again && (options.retry.is_none() || outlook == Outlook::Final) {
             return Err(error);
         }
-        if began.elapsed() > GOOD {
-            wait = FIRST_WAIT;
-        }
-        let again = matches!(error, ReceiveError::Connect(_));
-        tell(Event::Disconnected { reason: error.to_string(), wait, again });
-        if !rest(wait, stop).await || !room(&error, archive, stop).await {
+        let lasts = outlook == Outlook::Lasts;
+        let Setback { failures, away, news } = doubts.outage.failed(now, &error.to_string(), lasts);
+        let wait = retry.wait(failures, random());
+        let full = is_full(&error);
+        tell(Event::Disconnected { error, lasts, news, away, wait });
+        if !rest(wait, stop).await || full && !room(archive, stop).await {
             return Ok(Finished::Stopped);
         }
-        wait = (wait * 2).min(LONGEST_WAIT);
     }
 }
 
 /// What has gone wrong before, and is final if it goes wrong again.
 #[derive(Debug, Default)]
 struct Doubts {
-    /// A stream has run: a slot that is in use now may be held by our own dead connection.
+    /// A stream has run. What the server refuses from now on is worth another try: an operator who
+    /// mends it finds the receiver at work.
     streamed: bool,
+    /// Since when the slot has been in use.
+    in_use: Option<Instant>,
+    /// After how much silence the server gives up a connection.
+    sender_timeout: Option<Duration>,
     /// The server did not have the WAL that comes next.
     removed: bool,
     /// Nor does it have the WAL of a hole, although the slot should have kept it.
@@ -94,6 +99,18 @@ struct Doubts {
     broken: Option<Broken>,
     /// Where to begin again because of it.
     from: Option<Segment>,
+    outage: Outage,
+}
+
+/// What is to be expected after an error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outlook {
+    /// It may pass by itself.
+    Passes,
+    /// Somebody must do something, which a later try will find done.
+    Lasts,
+    /// Trying again is of no use, or would be wrong.
+    Final,
 }
 
 impl Doubts {
@@ -116,19 +133,45 @@ impl Doubts {
         }
     }
 
-    /// Whether what has happened may pass by itself.
-    fn may_pass(&self, error: &ReceiveError) -> bool {
-        match error {
+    fn outlook(&mut self, now: Instant, error: &ReceiveError) -> Outlook {
+        let in_use = matches!(error, ReceiveError::Session(e) if e.condition() == Some(Condition::InUse));
+        if in_use {
+            let since = *self.in_use.get_or_insert(now);
+            let limit = self.sender_timeout.unwrap_or(NO_TIMEOUT) + RELEASE;
+            if now.saturating_duration_since(since) < limit {
+                return Outlook::Passes;
+            }
+        }
+        let passes = match error {
             ReceiveError::Ended | ReceiveError::Violation(Violation::Silent(_)) => true,
             ReceiveError::Connect(e) => e.is_transient(),
-            ReceiveError::Session(e) => e.is_transient() || self.streamed && e.condition() == Some(Condition::InUse),
+            ReceiveError::Session(e) => e.is_transient(),
             ReceiveError::Ahead { standby, .. } => *standby,
-            other => other.disk().is_some_and(|e| e.trouble() == Trouble::Full),
+            other => is_full(other),
+        };
+        let refused = match error {
+            ReceiveError::Connect(_) | ReceiveError::NoSlot(_) | ReceiveError::SlotPosition { .. } => true,
+            ReceiveError::Session(e) => e.condition().is_some_and(|condition| condition != Condition::WalRemoved),
+            _ => false,
+        };
+        match (passes, refused && self.streamed) {
+            (true, _) => Outlook::Passes,
+            (false, true) => Outlook::Lasts,
+            (false, false) => Outlook::Final,
+        }
+    }
+
+    /// A stream begins.
+    fn streams(&mut self, upstream: &Upstream, tell: &mut impl FnMut(Event)) {
+        (self.streamed, self.in_use) = (true, None);
+        if let Some((away, behind)) = self.outage.streams(Instant::now(), upstream.position.lsn()) {
+            tell(Event::Reconnected { away, behind });
         }
     }
 
     /// The writer has kept all before `received`.
     fn passed(&mut self, received: Lsn) {
+        self.outage.received(received);
         if self.from.is_some_and(|from| received >= from.end()) {
             self.from = None;
         }
@@ -144,6 +187,7 @@ async fn session(
     stop: &CancellationToken,
     tell: &mut impl FnMut(Event),
 ) -> Result<Option<Finished>, ReceiveError> {
+    doubts.sender_timeout = upstream.sender_timeout;
     upstream.check(archive)?;
     if options.synchronous && upstream.session.show("synchronous_commit").await? == "remote_apply" {
         tell(Event::RemoteApply);
@@ -192,7 +236,7 @@ async fn session(
         if archive.list()?.stored(tail).partial {
             tell(Event::TailKept(tail));
         }
-        resumption = upstream.follow(archive, start.tli(), old, next).await?;
+        resumption = upstream.follow(archive, options, (start.tli(), old), next).await?;
         tell(Event::Switched(Pos::new(next.tli, next.at)));
         kept_from = next.at;
     }
@@ -224,7 +268,7 @@ async fn one_stream(
         Started::Streaming => {}
         Started::TimelineEnded(next) => return Ok(OneStream::Next(next, old)),
     }
-    doubts.streamed = true;
+    doubts.streams(upstream, tell);
     tell(Event::Streaming(start));
     let mut receiver = receiver(upstream, options, start, old, kept_from);
     let mut pipe = Pipe::new(writer)?;
@@ -278,12 +322,15 @@ async fn rest(wait: Duration, stop: &CancellationToken) -> bool {
 
 /// After the disk was full, waits until a segment fits again, unless told to stop. A disk that does
 /// not say how much room it has is tried again after a while.
-async fn room(error: &ReceiveError, archive: &Archive, stop: &CancellationToken) -> bool {
-    let full = error.disk().is_some_and(|e| e.trouble() == Trouble::Full);
-    while full && archive.room().is_ok_and(|room| room < archive.size().bytes()) {
-        if !rest(LONGEST_WAIT, stop).await {
+async fn room(archive: &Archive, stop: &CancellationToken) -> bool {
+    while archive.room().is_ok_and(|room| room < archive.size().bytes()) {
+        if !rest(ROOM_AGAIN, stop).await {
             return false;
         }
     }
     true
+}
+
+fn is_full(error: &ReceiveError) -> bool {
+    error.disk().is_some_and(|e| e.trouble() == Trouble::Full)
 }

@@ -13,6 +13,10 @@ use crate::wal::{History, Lsn, Pos, Segment, SegmentSize, TimelineId};
 /// Bytes of all history files of a server; each is a few lines.
 const MAX_HISTORIES: usize = 4 << 20;
 
+/// A fork so little below the end of what is held is that of a standby which was promoted, even
+/// where segments are smaller.
+const NEAR: u64 = 16 << 20;
+
 /// A connected server, and what it says of itself.
 pub struct Upstream {
     /// The replication session.
@@ -195,7 +199,7 @@ impl Upstream {
         let next = NextTimeline { tli: histories.route.after(held), at: switch.at };
         let old = resumption.old;
         drop(resumption);
-        self.go_over(archive, held, old, next, histories).await
+        self.go_over(archive, options, (held, old), next, histories).await
     }
 
     /// Whether the server is in recovery; servers before 14 tell it by SQL only, and one that does not
@@ -214,29 +218,32 @@ impl Upstream {
     pub(super) async fn follow(
         &mut self,
         archive: &Archive,
-        from: TimelineId,
-        old: Option<OldEnd>,
+        options: &Options,
+        held: (TimelineId, Option<OldEnd>),
         next: NextTimeline,
     ) -> Result<Resumption, ReceiveError> {
         let histories = self.ask_histories(next.tli).await?;
-        self.go_over(archive, from, old, next, histories).await
+        self.go_over(archive, options, held, next, histories).await
     }
 
     /// Nothing is written before all that the server says has been found to fit.
     async fn go_over(
         &mut self,
         archive: &Archive,
-        from: TimelineId,
-        old: Option<OldEnd>,
+        options: &Options,
+        (from, old): (TimelineId, Option<OldEnd>),
         next: NextTimeline,
         histories: Histories,
     ) -> Result<Resumption, ReceiveError> {
         if histories.route.switch_from(from).is_none_or(|switch| switch.at != next.at) {
             return Err(ReceiveError::NextTimeline(next.tli));
         }
-        // A standby is promoted a little behind its primary; much further behind it is another past.
+        // A standby is promoted a little behind its primary; much further behind it is another past,
+        // or a standby that had fallen behind: the operator knows.
+        let wanted = options.follow.is_some_and(|tli| tli == self.position.tli() || tli == next.tli);
         if let Some(held) = old.map(|old| old.valid)
-            && held.saturating_sub(next.at) > self.segment_size.bytes()
+            && held.saturating_sub(next.at) > self.segment_size.bytes().max(NEAR)
+            && !wanted
         {
             return Err(ReceiveError::ForkedBefore { from, to: next.tli, at: next.at, held });
         }
