@@ -2,6 +2,7 @@
 //! the stock programs of these names, and what they write can be read here.
 
 mod frames;
+mod packing;
 mod read;
 mod source;
 
@@ -11,6 +12,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 pub use frames::{ZSTD_FRAME, ZstdFrames};
+pub use packing::{Method, Packer, Packing, ParsePackingError};
 pub use read::{DecodeError, Fault, reader};
 
 /// How a file is compressed.
