@@ -65,7 +65,7 @@ impl<T: Copy> Getopt<T> {
             Some(at) => (&word[..at], Some(OsString::from_vec(word[at + 1..].to_vec()))),
             None => (word, None),
         };
-        let flag = self.find(name, word)?;
+        let flag = self.named(name, word)?;
         match (flag.takes, attached) {
             (false, None) => Ok((flag.id, None)),
             (false, Some(_)) => Err(self.complaint(&format!("option '--{}' doesn't allow an argument", flag.long))),
@@ -77,7 +77,7 @@ impl<T: Copy> Getopt<T> {
         }
     }
 
-    fn find(&self, name: &[u8], word: &[u8]) -> Result<&'static Flag<T>, String> {
+    fn named(&self, name: &[u8], word: &[u8]) -> Result<&'static Flag<T>, String> {
         let flags = self.flags;
         if let Some(exact) = flags.iter().find(|flag| flag.long.as_bytes() == name) {
             return Ok(exact);
@@ -142,7 +142,7 @@ mod tests {
         let words = words.map(|word| if word == "EMPTY" { OsString::new() } else { word.into() }).collect();
         let mut getopt = Getopt::new(FLAGS, words);
         let mut seen = Vec::new();
-        while let Some(option) = getopt.next() {
+        for option in getopt.by_ref() {
             let (id, value) = option?;
             seen.push(value.map_or_else(|| id.to_string(), |value| format!("{id}={}", value.to_string_lossy())));
         }

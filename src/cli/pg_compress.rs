@@ -57,8 +57,7 @@ impl Specification {
             Some(_) => ("gzip", Some(text)),
             None => text.split_once(':').map_or((text, None), |(name, detail)| (name, Some(detail))),
         };
-        let method =
-            Method::named(name).ok_or_else(|| format!("unrecognized compression algorithm: \"{name}\""))?;
+        let method = Method::named(name).ok_or_else(|| format!("unrecognized compression algorithm: \"{name}\""))?;
         Self::of(method, detail).map_err(|e| format!("invalid compression specification: {e}"))
     }
 

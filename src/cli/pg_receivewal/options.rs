@@ -144,11 +144,8 @@ impl Asked {
             Some("--version" | "-V") => return Ok(Self::Version),
             _ => {}
         }
-        let mut given = Given {
-            compress: "none".to_owned(),
-            status_interval: Some(Duration::from_secs(10)),
-            ..Given::default()
-        };
+        let mut given =
+            Given { compress: "none".to_owned(), status_interval: Some(Duration::from_secs(10)), ..Given::default() };
         let mut getopt = Getopt::new(FLAGS, arguments);
         for option in getopt.by_ref() {
             let (id, value) = option.map_err(|complaint| Refusal(vec![complaint]).with_hint())?;
@@ -232,8 +229,7 @@ impl Given {
 
 /// 0/0 is no end.
 fn end(text: &str) -> Result<Option<Lsn>, Refusal> {
-    let end: Lsn =
-        text.parse().map_err(|_| Refusal::error(&format!("could not parse end position \"{text}\"")))?;
+    let end: Lsn = text.parse().map_err(|_| Refusal::error(&format!("could not parse end position \"{text}\"")))?;
     Ok(Some(end).filter(|end| *end != Lsn::ZERO))
 }
 
