@@ -2,7 +2,8 @@
 //! taken for it.
 
 use super::read::walk_segment;
-use super::{Archive, ArchiveError, Durable, Stopped, Stored};
+use super::{Archive, ArchiveError, Durable, SegmentReader, Stopped, Stored};
+use crate::codec::Codec;
 use crate::disk::Access;
 use crate::wal::{Chain, History, Lsn, Pos, Seed, Segment};
 
@@ -14,6 +15,18 @@ pub struct Follower {
     chain: Chain,
     /// The first segment that has not been synced whole.
     unsynced: Segment,
+    /// What has been walked from there on.
+    walked: Vec<Walked>,
+}
+
+/// A segment that has been walked, at least in part, and may get another form before it is synced.
+#[derive(Debug)]
+struct Walked {
+    segment: Segment,
+    /// The chain at its beginning.
+    before: Chain,
+    /// It was read in its plain form, under either name.
+    plain: bool,
 }
 
 /// How far the files reach.
@@ -35,7 +48,7 @@ impl Follower {
         let first = if held { before } else { route.segment_at(from, archive.size) };
         let seed =
             Seed { start: first.start(), size: archive.size, system_id: archive.system_id, newest_tli: route.tli() };
-        Self { archive, chain: Chain::new(seed), route, unsynced: first }
+        Self { archive, chain: Chain::new(seed), route, unsynced: first, walked: Vec::new() }
     }
 
     /// Walks on as far as the files go.
@@ -48,6 +61,7 @@ impl Follower {
             let Some(mut reader) = self.archive.open_segment(segment, Access::ReadDirect)? else {
                 return Ok(self.followed(Stopped::Missing(segment)));
             };
+            self.note(&reader);
             let mut further = self.chain.clone();
             let stopped = walk_segment(&mut reader, &mut further, segment.end(), &mut |_| {})?;
             let whole = match stopped {
@@ -86,16 +100,41 @@ impl Follower {
         }
         let mut segment = self.unsynced;
         loop {
-            let Some(reader) = self.archive.open_segment(segment, Access::Read)? else {
+            let Some(reader) = self.archive.open_segment(segment, Access::ReadDirect)? else {
                 return Err(ArchiveError::Gone(segment));
             };
-            let data = reader.sync(&*self.archive.disk)?;
+            let data = self.walked_again(reader)?.sync()?;
             let entry = self.archive.disk.sync_dir(&self.archive.dir)?;
             self.unsynced = segment;
             if segment.contains(last) {
+                self.walked.retain(|walked| walked.segment == segment);
                 return Ok(Durable::new(end, &data, &entry));
             }
             segment = self.route.segment_at(segment.end(), self.archive.size);
+        }
+    }
+
+    fn note(&mut self, reader: &SegmentReader) {
+        let segment = reader.segment();
+        if self.walked.last().is_none_or(|walked| walked.segment != segment) {
+            let plain = reader.form().codec == Codec::Plain;
+            self.walked.push(Walked { segment, before: self.chain.clone(), plain });
+        }
+    }
+
+    /// The same reader if it has the file that was walked. A plain one is; one that was compressed
+    /// meanwhile is another, and holds what its writer says only when it has been read.
+    fn walked_again(&self, mut reader: SegmentReader) -> Result<SegmentReader, ArchiveError> {
+        let segment = reader.segment();
+        let walked = self.walked.iter().find(|walked| walked.segment == segment);
+        let walked = walked.ok_or(ArchiveError::Gone(segment))?;
+        if walked.plain && reader.form().codec == Codec::Plain {
+            return Ok(reader);
+        }
+        let upto = segment.end().min(self.chain.whole());
+        match walk_segment(&mut reader, &mut walked.before.clone(), upto, &mut |_| {})? {
+            Stopped::Reached => Ok(reader),
+            _ => Err(ArchiveError::Changed(segment)),
         }
     }
 

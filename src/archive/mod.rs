@@ -4,6 +4,7 @@
 //! outside this room can say that WAL is durable: [`Durable`] is made here, from the receipts of
 //! `disk` and the verifier's position.
 
+mod compress;
 mod durable;
 mod follow;
 mod listing;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use compress::{CompressError, Compressed, Compressor};
 pub use durable::{Durable, Written};
 pub use follow::{Followed, Follower};
 pub use listing::{Listing, Run, Stored, WalName};
@@ -25,11 +27,16 @@ pub use read::{Form, SegmentReader, Stopped};
 pub use resume::{OldEnd, ResumeError, Resumption};
 pub use write::{WriteError, Writer, Wrote};
 
-use crate::disk::{Disk, DiskError};
+use crate::codec::Packing;
+use crate::disk::{Disk, DiskError, Synced};
 use crate::wal::{History, HistoryError, HistoryFile, Segment, SegmentSize, TimelineId};
 
 /// A history file of a server is a few lines.
 const MAX_HISTORY: u64 = 1 << 20;
+
+/// So many names the kernel gives in one call with every C library, and nothing in the folder changes
+/// during one.
+const ONE_CALL: usize = 30;
 
 /// One folder of WAL of one cluster.
 #[derive(Clone, Debug)]
@@ -39,6 +46,18 @@ pub struct Archive {
     size: SegmentSize,
     system_id: Option<u64>,
     file_mode: u32,
+    stored: StoredAs,
+}
+
+/// How the archive's writers store segments.
+#[derive(Clone, Debug)]
+enum StoredAs {
+    /// As they come.
+    Plain,
+    /// Compressed as they come.
+    Live(Packing),
+    /// As they come; complete ones are compressed in the background.
+    Queued(Arc<compress::Queue>),
 }
 
 /// A folder of WAL cannot be read or written as it should.
@@ -58,6 +77,9 @@ pub enum ArchiveError {
     /// A segment was there, and is no more.
     #[error("segment {0} was removed from the archive while it was read")]
     Gone(Segment),
+    /// A segment's file was replaced by one that does not hold the same.
+    #[error("segment {0} was replaced by something else while it was read")]
+    Changed(Segment),
     /// A history file is needed and is not there.
     #[error("the history file of timeline {0} ({file}) is not in the archive", file = HistoryFile(*.0).name())]
     NoHistory(TimelineId),
@@ -75,7 +97,66 @@ impl Archive {
     /// The folder `dir`, which must exist, for segments of `size`. Without a `system_id` the first
     /// segment that is read tells whose WAL it is. New files get `file_mode`.
     pub fn new(dir: PathBuf, disk: Arc<dyn Disk>, size: SegmentSize, system_id: Option<u64>, file_mode: u32) -> Self {
-        Self { dir, disk, size, system_id, file_mode }
+        Self { dir, disk, size, system_id, file_mode, stored: StoredAs::Plain }
+    }
+
+    /// The same folder, in which segments are written compressed, as `pg_receivewal --compress` does:
+    /// what is received goes to `NAME.gz.partial`, a sync makes all of it decodable, and a complete
+    /// segment is `NAME.gz`. History files stay plain.
+    pub fn compressed_live(mut self, packing: Packing) -> Self {
+        self.stored = StoredAs::Live(packing);
+        self
+    }
+
+    /// The same folder, in which complete segments are handed to a compressor that was started for it.
+    pub fn compressed_by(self, compressor: &Compressor) -> Self {
+        self.with_queue(compressor.queue())
+    }
+
+    fn with_queue(mut self, queue: Arc<compress::Queue>) -> Self {
+        self.stored = StoredAs::Queued(queue);
+        self
+    }
+
+    fn queue(&self) -> Option<&Arc<compress::Queue>> {
+        match &self.stored {
+            StoredAs::Queued(queue) => Some(queue),
+            StoredAs::Plain | StoredAs::Live(_) => None,
+        }
+    }
+
+    fn live(&self) -> Option<Packing> {
+        match self.stored {
+            StoredAs::Live(packing) => Some(packing),
+            StoredAs::Plain | StoredAs::Queued(_) => None,
+        }
+    }
+
+    /// A segment is complete and durable.
+    fn hand_on(&self, segment: Segment) {
+        if let Some(queue) = self.queue() {
+            queue.add(segment);
+        }
+    }
+
+    /// Makes the names in the folder durable.
+    fn sync_names(&self) -> Result<Synced, DiskError> {
+        match self.queue() {
+            Some(queue) => queue.names().sync(self),
+            None => self.disk.sync_dir(&self.dir),
+        }
+    }
+
+    /// Gives a file that is synced the final name of a segment, durable on return.
+    fn give_final_name(&self, segment: Segment, from: &Path, to: &Path) -> Result<Synced, DiskError> {
+        let Some(queue) = self.queue() else {
+            self.disk.rename(from, to)?;
+            return self.disk.sync_dir(&self.dir);
+        };
+        let mut names = queue.names();
+        names.replace(segment);
+        self.disk.rename(from, to)?;
+        names.sync(self)
     }
 
     /// The folder.
@@ -93,12 +174,16 @@ impl Archive {
         self.system_id
     }
 
-    /// All names in the folder that are WAL's.
+    /// All names in the folder that are WAL's. What is renamed or compressed meanwhile is there.
     ///
     /// # Errors
     /// When the folder cannot be listed to its end.
     pub fn list(&self) -> Result<Listing, ArchiveError> {
-        let entries = self.disk.list(&self.dir)?;
+        let mut entries = self.disk.list(&self.dir)?;
+        if entries.len() > ONE_CALL {
+            // The new name may have come where the kernel had looked, and the old one gone where it had not.
+            entries.extend(self.disk.list(&self.dir)?);
+        }
         Ok(Listing::of(entries.iter().filter_map(|entry| entry.name.to_str()), self.size))
     }
 

@@ -1,11 +1,13 @@
 //! Reading segments, in whatever form they are stored, and walking the chain through them.
 
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Archive, ArchiveError, MAX_HISTORY};
-use crate::codec::{self, Codec};
-use crate::disk::{Access, AlignedBuf, Disk, File, Synced, Trouble};
+use crate::codec::{self, Codec, DecodeError};
+use crate::disk::{Access, AlignedBuf, DiskError, File, Synced, Trouble};
 use crate::wal::{Broken, Chain, History, HistoryFile, Lsn, Record, Segment, TimelineId};
 
 /// How much is read at a time.
@@ -27,14 +29,19 @@ pub struct SegmentReader {
     path: PathBuf,
     source: Source,
     buffer: AlignedBuf,
-    filled: std::ops::Range<usize>,
+    filled: Range<usize>,
     /// Offset of the next byte to be read into the buffer.
     next: u64,
 }
 
 enum Source {
     Plain(Box<dyn File>),
-    Decoded(Box<dyn Read + Send>),
+    Decoded {
+        decoder: Box<dyn Read + Send>,
+        file: Shared,
+    },
+    /// A partial that does not decode any further.
+    Cut(Shared),
 }
 
 /// Why a walk ended.
@@ -85,14 +92,17 @@ impl SegmentReader {
         matches!(&self.source, Source::Plain(file) if file.alignment() > 1)
     }
 
-    /// Makes the file durable, through the handle that has been read: its name may change meanwhile.
+    /// Makes the file durable, through the handle that has been read: its name may change or go
+    /// meanwhile.
     ///
     /// # Errors
-    /// When the sync fails, or a compressed file has gone.
-    pub(super) fn sync(self, disk: &dyn Disk) -> Result<Synced, ArchiveError> {
+    /// When the sync fails.
+    pub(super) fn sync(self) -> Result<Synced, ArchiveError> {
         let file = match self.source {
             Source::Plain(file) => file,
-            Source::Decoded(_) => disk.open(&self.path, Access::Read)?,
+            Source::Decoded { file, .. } | Source::Cut(file) => {
+                file.take().ok_or_else(|| DiskError::new("sync", &self.path, io::ErrorKind::NotFound.into()))?
+            }
         };
         Ok(file.sync()?.1)
     }
@@ -107,10 +117,14 @@ impl SegmentReader {
                 // A read that did not fill its last block met the end; direct I/O takes no offset there.
                 Source::Plain(file) if !self.next.is_multiple_of(file.alignment() as u64) => 0,
                 Source::Plain(file) => file.read_at(self.next, &mut self.buffer)?,
-                Source::Decoded(decoder) => match read_full(decoder, &mut self.buffer) {
+                Source::Cut(_) => 0,
+                Source::Decoded { decoder, file } => match read_full(decoder, &mut self.buffer) {
                     (read, None) => read,
                     // A partial's last frame may lack its end: what decodes before that counts.
-                    (read, Some(_)) if self.form.partial => read,
+                    (read, Some(source)) if self.form.partial && is_about_data(&source) => {
+                        self.source = Source::Cut(file.clone());
+                        read
+                    }
                     (_, Some(source)) => return Err(ArchiveError::Decode { path: self.path.clone(), source }),
                 },
             };
@@ -118,6 +132,16 @@ impl SegmentReader {
             self.filled = 0..read;
         }
         Ok(&self.buffer[self.filled.clone()])
+    }
+
+    /// A compressed file that holds a whole segment must also end where that does: its checksum comes
+    /// last, and stock programs refuse one with something behind it.
+    fn check_end(&mut self) -> Result<(), ArchiveError> {
+        if self.form.partial || !matches!(self.source, Source::Decoded { .. }) || self.fill()?.is_empty() {
+            return Ok(());
+        }
+        let source = io::Error::other(format!("it holds more than {} bytes", self.segment.size().bytes()));
+        Err(ArchiveError::Decode { path: self.path.clone(), source })
     }
 
     /// Passes over the first `n` of the bytes that [`SegmentReader::fill`] gave.
@@ -168,18 +192,64 @@ fn read_full(from: &mut impl Read, into: &mut [u8]) -> (usize, Option<io::Error>
     (done, None)
 }
 
+/// Whether the file could be read, and it is its content that is wrong.
+fn is_about_data(e: &io::Error) -> bool {
+    e.get_ref().is_some_and(|inner| inner.is::<DecodeError>())
+}
+
+/// A file that a decoder reads, and that is synced when that is done.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Option<Box<dyn File>>>>);
+
+impl Shared {
+    fn new(file: Box<dyn File>) -> Self {
+        Self(Arc::new(Mutex::new(Some(file))))
+    }
+
+    fn take(&self) -> Option<Box<dyn File>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// A file as a stream, for the decoders.
-pub(super) struct Sequential {
-    pub(super) file: Box<dyn File>,
-    pub(super) at: u64,
+struct Sequential {
+    file: Shared,
+    at: u64,
+    /// Aligned, for a file that may be read past the page cache.
+    buffer: AlignedBuf,
+    filled: Range<usize>,
+}
+
+impl Sequential {
+    fn new(file: Shared) -> Self {
+        Self { file, at: 0, buffer: AlignedBuf::zeroed(CHUNK), filled: 0..0 }
+    }
+
+    fn refill(&mut self) -> io::Result<()> {
+        let held = self.file.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = held.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let at_end = !self.at.is_multiple_of(file.alignment() as u64);
+        let read = if at_end { 0 } else { file.read_at(self.at, &mut self.buffer).map_err(io::Error::other)? };
+        self.at += read as u64;
+        self.filled = 0..read;
+        Ok(())
+    }
 }
 
 impl Read for Sequential {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read_at(self.at, into).map_err(io::Error::other)?;
-        self.at += n as u64;
+        if self.filled.is_empty() {
+            self.refill()?;
+        }
+        let n = self.buffer.get(self.filled.clone()).unwrap_or_default().read(into)?;
+        self.filled.start += n;
         Ok(n)
     }
+}
+
+/// Decodes a whole file.
+pub(super) fn decoder(codec: Codec, file: Box<dyn File>) -> io::Result<Box<dyn Read + Send>> {
+    codec::reader(codec, Sequential::new(Shared::new(file)))
 }
 
 impl Archive {
@@ -202,22 +272,18 @@ impl Archive {
         Ok(None)
     }
 
-    /// Opens a segment's partial, whether or not a complete file is there too.
+    /// Opens a segment's file in one form; `None` if there is none. A partial of which nothing decodes
+    /// is one without bytes.
     ///
     /// # Errors
     /// As [`Archive::open_segment`].
-    pub fn open_partial(&self, segment: Segment, access: Access) -> Result<Option<SegmentReader>, ArchiveError> {
-        for codec in Codec::ALL {
-            if let Some(reader) = self.open_form(segment, Form { codec, partial: true }, access)? {
-                return Ok(Some(reader));
-            }
-        }
-        Ok(None)
-    }
-
-    fn open_form(&self, segment: Segment, form: Form, access: Access) -> Result<Option<SegmentReader>, ArchiveError> {
+    pub(super) fn open_form(
+        &self,
+        segment: Segment,
+        form: Form,
+        access: Access,
+    ) -> Result<Option<SegmentReader>, ArchiveError> {
         let path = self.path_of(segment, form);
-        let access = if form.codec == Codec::Plain { access } else { Access::Read };
         let file = match self.disk.open(&path, access) {
             Ok(file) => file,
             Err(e) if e.trouble() == Trouble::Missing => return Ok(None),
@@ -226,9 +292,12 @@ impl Archive {
         let source = if form.codec == Codec::Plain {
             Source::Plain(file)
         } else {
-            let decoder = codec::reader(form.codec, Sequential { file, at: 0 })
-                .map_err(|source| ArchiveError::Decode { path: path.clone(), source })?;
-            Source::Decoded(decoder)
+            let file = Shared::new(file);
+            match codec::reader(form.codec, Sequential::new(file.clone())) {
+                Ok(decoder) => Source::Decoded { decoder, file },
+                Err(e) if form.partial && is_about_data(&e) => Source::Cut(file),
+                Err(source) => return Err(ArchiveError::Decode { path, source }),
+            }
         };
         let buffer = AlignedBuf::zeroed(CHUNK);
         Ok(Some(SegmentReader { segment, form, path, source, buffer, filled: 0..0, next: 0 }))
@@ -273,8 +342,7 @@ impl Archive {
                 Err(e) => return Err(e.into()),
             };
             let mut content = Vec::new();
-            let read = codec::reader(codec, Sequential { file, at: 0 })
-                .and_then(|decoder| decoder.take(MAX_HISTORY + 1).read_to_end(&mut content));
+            let read = decoder(codec, file).and_then(|decoder| decoder.take(MAX_HISTORY + 1).read_to_end(&mut content));
             read.map_err(|source| ArchiveError::Decode { path: path.clone(), source })?;
             return Ok(Some((path, content)));
         }
@@ -303,6 +371,9 @@ pub(super) fn walk_segment(
             return Ok(Stopped::Invalid { segment, form, broken });
         }
         reader.consume(n);
+    }
+    if end == segment.end() {
+        reader.check_end()?;
     }
     Ok(Stopped::Reached)
 }

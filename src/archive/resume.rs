@@ -74,6 +74,20 @@ impl From<DiskError> for ResumeError {
     }
 }
 
+/// What a partial holds.
+#[derive(Clone, Copy)]
+struct Partial {
+    form: Form,
+    /// Exclusive end of the last whole record.
+    valid: Lsn,
+    /// Exclusive end of all that may have been acknowledged.
+    touched: Lsn,
+    /// It is plain and can be written in place.
+    full_size: bool,
+    /// It can be given its final name.
+    whole: bool,
+}
+
 impl Archive {
     /// Opens the archive at its end; `None` if it holds no segment. The newest timeline is gone on
     /// with, at the end of its last unbroken run; but if the server keeps WAL for us from `kept_from`
@@ -103,7 +117,7 @@ impl Archive {
     fn settle_names(&self, last: Segment, stored: Stored) -> Result<(), ArchiveError> {
         let complete = if stored.complete { Some(last) } else { last.previous() };
         if let Some(reader) = complete.map(|segment| self.open_segment(segment, Access::Read)).transpose()?.flatten() {
-            let (_file, _data) = self.disk.open(reader.path(), Access::Read)?.sync()?;
+            let _data = reader.sync()?;
         }
         let _names = self.disk.sync_dir(&self.dir)?;
         Ok(())
@@ -134,10 +148,7 @@ impl Archive {
             if self.list()?.stored(segment).complete {
                 return self.go_over(segment, chain);
             }
-            let Some(reader) = self.open_partial(segment, Access::ReadDirect)? else {
-                return Ok(self.resumption(segment, chain, None, None));
-            };
-            match self.go_on(segment, chain, reader)? {
+            match self.go_on(segment, chain)? {
                 Some(resumption) => return Ok(resumption),
                 None => segment = segment.next(),
             }
@@ -185,60 +196,76 @@ impl Archive {
     /// up to the record in question it must be the same.
     fn go_over(&self, segment: Segment, chain: Chain) -> Result<Resumption, ResumeError> {
         let mut through = chain.clone();
-        let upto = match self.open_segment(segment, Access::ReadDirect)? {
+        let (upto, form) = match self.open_segment(segment, Access::ReadDirect)? {
             Some(mut reader) => match walk_segment(&mut reader, &mut through, segment.end(), &mut |_| {})? {
-                Stopped::Invalid { broken, .. } => broken.whole,
-                _ => through.whole(),
+                Stopped::Invalid { broken, .. } => (broken.whole, reader.form()),
+                _ => (through.whole(), reader.form()),
             },
-            None => segment.start(),
+            None => (segment.start(), Form { codec: Codec::Plain, partial: false }),
         };
-        let held = Held { upto: upto.max(segment.start()), place: Place::Beside };
+        let upto = upto.max(segment.start());
+        let held = Held { upto, until: upto, form, place: Place::Beside };
         Ok(self.resumption(segment, chain, Some(held), None))
     }
 
-    /// Goes on with a partial; `None` if it was whole and is complete now.
-    fn go_on(
-        &self,
-        segment: Segment,
-        chain: Chain,
-        mut reader: SegmentReader,
-    ) -> Result<Option<Resumption>, ResumeError> {
-        let (form, path) = (reader.form(), reader.path().to_owned());
+    /// Goes on with the partial that holds the most, if there is one; `None` if it was whole and is
+    /// complete now.
+    fn go_on(&self, segment: Segment, chain: Chain) -> Result<Option<Resumption>, ResumeError> {
+        let mut best: Option<Partial> = None;
+        for codec in Codec::ALL {
+            let Some(found) = self.survey(segment, &chain, Form { codec, partial: true })? else { continue };
+            if found.whole {
+                let path = self.path_of(segment, found.form);
+                let file = self.disk.open(&path, Access::WriteDirect)?;
+                let complete = Form { partial: false, ..found.form };
+                let _published = self.disk.publish(file, &path, &self.path_of(segment, complete))?;
+                self.remove_others(segment, found.form)?;
+                self.hand_on(segment);
+                return Ok(None);
+            }
+            if best.is_none_or(|best| (best.valid, best.touched) < (found.valid, found.touched)) {
+                best = Some(found);
+            }
+        }
+        let Some(Partial { form, valid, touched, full_size, .. }) = best else {
+            return Ok(Some(self.resumption(segment, chain, None, None)));
+        };
+        let in_place = full_size && self.live().is_none();
+        if touched == segment.start() && !in_place {
+            // Nothing in it can be used: a crash came before its first byte was written.
+            self.remove_others(segment, Form { codec: Codec::Plain, partial: true })?;
+            self.remove_if_there(&self.path_of(segment, Form { codec: Codec::Plain, partial: true }))?;
+            return Ok(Some(self.resumption(segment, chain, None, None)));
+        }
+        let (place, until) = if in_place { (Place::InPlace, valid) } else { (Place::Beside, touched) };
+        let held = Held { upto: valid, until, form, place };
+        Ok(Some(self.resumption(segment, chain, Some(held), Some(OldEnd { valid, touched }))))
+    }
+
+    /// How much a partial holds; `None` if there is none in this form.
+    fn survey(&self, segment: Segment, chain: &Chain, form: Form) -> Result<Option<Partial>, ResumeError> {
+        let Some(mut reader) = self.open_form(segment, form, Access::ReadDirect)? else { return Ok(None) };
         let plain = form.codec == Codec::Plain;
-        let full_size = plain && self.disk.metadata(&path)?.is_some_and(|meta| meta.len == self.size.bytes());
+        let full_size = plain && self.disk.metadata(reader.path())?.is_some_and(|meta| meta.len == self.size.bytes());
         if full_size && !reader.is_direct() {
             reader = self.rewrite(segment, reader)?;
         }
         let mut through = chain.clone();
         let stopped = walk_segment(&mut reader, &mut through, segment.end(), &mut |_| {})?;
-        let valid = match stopped {
+        let (valid, whole) = match stopped {
             // Where a record is open at the end, zeros that were never written may pass for its data.
-            Stopped::Reached if full_size && through.whole() == segment.end() => {
-                let file = self.disk.open(&path, Access::WriteDirect)?;
-                let complete = Form { partial: false, ..form };
-                let _published = self.disk.publish(file, &path, &self.path_of(segment, complete))?;
-                self.remove_compressed_partials(segment)?;
-                return Ok(None);
-            }
+            Stopped::Reached => (through.whole(), full_size && through.whole() == segment.end()),
             Stopped::Invalid { broken, .. } => {
                 if let Fault::SystemIdentifier(_) = broken.fault {
                     return Err(self.damaged(segment, broken));
                 }
-                broken.whole
+                (broken.whole, false)
             }
-            _ => through.whole(),
+            _ => (through.whole(), false),
         };
         let valid = valid.max(segment.start());
-        if valid == segment.start() && (!plain || !full_size) {
-            // Nothing in it can be used: a crash came before its first record was written.
-            self.remove_if_there(&path)?;
-            return Ok(Some(self.resumption(segment, chain, None, None)));
-        }
-        let touched = self.last_byte(segment, valid)?;
-        let old = OldEnd { valid, touched };
-        let place = if full_size { Place::InPlace } else { Place::Beside };
-        let held = Held { upto: valid, place };
-        Ok(Some(self.resumption(segment, chain, Some(held), Some(old))))
+        let touched = self.last_byte(segment, form, valid)?;
+        Ok(Some(Partial { form, valid, touched, full_size, whole }))
     }
 
     fn resumption(&self, segment: Segment, chain: Chain, held: Option<Held>, old: Option<OldEnd>) -> Resumption {
@@ -267,37 +294,46 @@ impl Archive {
         }
         let _published = self.disk.publish(file, &temporary, reader.path())?;
         let gone = || DiskError::new("open", reader.path(), std::io::ErrorKind::NotFound.into());
-        Ok(self.open_partial(segment, Access::ReadDirect)?.ok_or_else(gone)?)
+        let form = Form { codec: Codec::Plain, partial: true };
+        Ok(self.open_form(segment, form, Access::ReadDirect)?.ok_or_else(gone)?)
     }
 
-    /// Removes what a partial that was received anew has taken the place of, when a crash came
-    /// between the two. The complete segment must be durable.
-    pub(super) fn remove_compressed_partials(&self, segment: Segment) -> Result<(), ArchiveError> {
-        for codec in Codec::ALL.into_iter().filter(|codec| *codec != Codec::Plain) {
-            self.remove_if_there(&self.path_of(segment, Form { codec, partial: true }))?;
+    /// Removes what `form` has taken the place of: the segment's other files, partial or complete as
+    /// it is. It must be durable itself. Whether there was anything.
+    pub(super) fn remove_others(&self, segment: Segment, form: Form) -> Result<bool, ArchiveError> {
+        let mut any = false;
+        for codec in Codec::ALL.into_iter().filter(|codec| *codec != form.codec) {
+            match self.disk.remove(&self.path_of(segment, Form { codec, ..form })) {
+                Ok(()) => any = true,
+                Err(e) if e.trouble() == Trouble::Missing => {}
+                Err(e) => return Err(e.into()),
+            }
         }
-        Ok(())
+        Ok(any)
     }
 
-    /// Exclusive end of the last byte in a partial that is not zero, from `valid` on. It is read
-    /// again, for the walk takes zeros where a record goes on for data, and so may have passed by
-    /// what there is of that record.
-    fn last_byte(&self, segment: Segment, valid: Lsn) -> Result<Lsn, ArchiveError> {
+    /// Exclusive end of what may have been acknowledged in a partial, `valid` or behind it: of its last
+    /// byte that is not zero, or if it is compressed of all that decodes. It is read again, for the walk
+    /// takes zeros where a record goes on for data, and so may have passed by what there is of that
+    /// record.
+    fn last_byte(&self, segment: Segment, form: Form, valid: Lsn) -> Result<Lsn, ArchiveError> {
         let mut end = valid;
-        let Some(mut reader) = self.open_partial(segment, Access::ReadDirect)? else { return Ok(end) };
+        let Some(mut reader) = self.open_form(segment, form, Access::ReadDirect)? else { return Ok(end) };
         reader.skip_to(valid - segment.start())?;
-        loop {
+        while reader.offset() < segment.size().bytes() {
             let from = reader.offset();
             let bytes = reader.fill()?;
             if bytes.is_empty() {
-                return Ok(end);
+                break;
             }
             let n = bytes.len();
-            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
-                end = segment.start().saturating_add(from + last as u64 + 1);
+            let last = bytes.iter().rposition(|byte| *byte != 0 || form.codec != Codec::Plain);
+            if let Some(last) = last {
+                end = segment.start().saturating_add(from + last as u64 + 1).min(segment.end());
             }
             reader.consume(n);
         }
+        Ok(end)
     }
 
     /// Removes what a writer that ended without cleaning up has left: names that no scan counts.
@@ -305,6 +341,9 @@ impl Archive {
     /// # Errors
     /// When one of them cannot be removed.
     pub fn sweep(&self) -> Result<(), ArchiveError> {
+        if self.queue().is_none() {
+            self.sweep_copies()?;
+        }
         for entry in self.disk.list(&self.dir)? {
             if entry.name.to_str().is_some_and(super::write::is_temporary) {
                 match self.disk.remove(&self.dir.join(&entry.name)) {

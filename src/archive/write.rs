@@ -1,26 +1,24 @@
 //! The writer of the open segment: compares, verifies, writes, syncs, and gives segments their
 //! final names.
-//!
-//! Bytes gather in one aligned buffer and go out in large direct writes. A sync first writes the
-//! blocks that are not full, padded with what the file holds after them, and keeps the last of
-//! them in the buffer, to be written again when it has grown.
+
+mod packed;
+mod spare;
+mod tail;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::{Archive, ArchiveError, Durable, Form, SegmentReader, Written};
 use crate::codec::Codec;
-use crate::disk::{Access, AlignedBuf, BLOCK, DiskError, File, Fill, Synced, Trouble};
+use crate::disk::{Access, DiskError, File, Fill, Synced, Trouble};
 use crate::wal::{Broken, Chain, Lsn, Pos, Segment, TimelineId};
+use packed::Packed;
+use spare::Spare;
+use tail::Tail;
 
-/// How much gathers before it is written, in segments that are as large. Fewer, larger direct writes
-/// keep the device busier: 4 MiB are written about half as fast again as four times 1 MiB.
-const BUFFER: u64 = 4 << 20;
 /// A segment that has been open for this long is not part of a bulk transfer: there is time to
 /// write out zeros for the next one, which makes each later sync cheaper.
 const SLOW_SEGMENT: Duration = Duration::from_millis(500);
@@ -40,6 +38,10 @@ pub(super) fn is_temporary(name: &str) -> bool {
 pub(super) struct Held {
     /// Exclusive end of what must be the same.
     pub(super) upto: Lsn,
+    /// Exclusive end of what may have been acknowledged: nothing takes its place that has less.
+    pub(super) until: Lsn,
+    /// What it is that is there.
+    pub(super) form: Form,
     /// Where the segment is written.
     pub(super) place: Place,
 }
@@ -94,11 +96,66 @@ pub struct Writer {
     /// Reads what is held, while arriving bytes are compared.
     reader: Option<SegmentReader>,
     open: Option<Open>,
-    tail: Tail,
+    body: Body,
     spare: Spare,
     /// End of the last whole record that was held when this writer began: the first record after it
     /// must link back to it.
     junction: Lsn,
+}
+
+/// What has been taken in, on its way to the file.
+#[derive(Debug)]
+enum Body {
+    Plain(Tail),
+    Packed(Packed),
+}
+
+impl Body {
+    fn new(archive: &Archive, segment: Segment) -> Self {
+        match archive.live() {
+            Some(packing) => Self::Packed(Packed::new(packing, segment.start())),
+            None => Self::Plain(Tail::new(segment)),
+        }
+    }
+
+    /// The next segment begins at `start`.
+    fn begin(&mut self, start: Lsn) {
+        match self {
+            Self::Plain(tail) => tail.begin(start),
+            Self::Packed(packed) => packed.begin(start),
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8], open: &mut Open) -> Result<(), DiskError> {
+        match self {
+            Self::Plain(tail) => tail.push(bytes, open),
+            Self::Packed(packed) => packed.push(bytes, open),
+        }
+    }
+
+    /// Hands all that was taken in to the kernel. It can be read back when that has been synced.
+    fn write_out(&mut self, open: &mut Open) -> Result<(), DiskError> {
+        match self {
+            Self::Plain(tail) => tail.write_out(open),
+            Self::Packed(packed) => packed.write_out(open),
+        }
+    }
+
+    /// The same, and no more will come into this file.
+    fn end(&mut self, open: &mut Open) -> Result<(), DiskError> {
+        match self {
+            Self::Plain(tail) => tail.write_out(open),
+            Self::Packed(packed) => packed.end(open),
+        }
+    }
+
+    /// Exclusive end of what the kernel has.
+    const fn written(&self) -> Lsn {
+        match self {
+            Self::Plain(tail) => tail.written,
+            Self::Packed(packed) => packed.written,
+        }
+    }
 }
 
 /// The file that is being written.
@@ -128,57 +185,6 @@ fn gone(path: &Path) -> DiskError {
     DiskError::of(Trouble::Failed, "write", path, io::Error::other("the thread that writes has ended"))
 }
 
-/// Bytes that have not been written, behind those of the same block that have.
-#[derive(Debug)]
-struct Tail {
-    buffer: AlignedBuf,
-    start: Lsn,
-    len: usize,
-    /// Exclusive end of what the kernel has.
-    written: Lsn,
-    flusher: Option<Flusher>,
-    /// The other buffer, when it is here.
-    other: Option<AlignedBuf>,
-}
-
-/// Writes full buffers, so that the next bytes are checked and gathered meanwhile. It has one at a
-/// time, and the file with it: nothing else can happen to the file until both are back.
-#[derive(Debug)]
-struct Flusher {
-    jobs: SyncSender<Job>,
-    done: Receiver<(Job, Result<(), DiskError>)>,
-}
-
-#[derive(Debug)]
-struct Job {
-    file: Box<dyn File>,
-    buffer: AlignedBuf,
-    offset: u64,
-    end: Lsn,
-}
-
-impl Flusher {
-    fn start() -> io::Result<Self> {
-        let (jobs, queue) = sync_channel::<Job>(1);
-        let (tell, done) = sync_channel(1);
-        std::thread::Builder::new().name("flusher".into()).spawn(move || {
-            while let Ok(mut job) = queue.recv() {
-                let written = job.file.write_at(job.offset, &job.buffer);
-                if tell.send((job, written)).is_err() {
-                    return;
-                }
-            }
-        })?;
-        Ok(Self { jobs, done })
-    }
-}
-
-/// The next segment's file, made ready in the background.
-#[derive(Debug, Default)]
-struct Spare {
-    filling: Option<JoinHandle<Result<Box<dyn File>, DiskError>>>,
-}
-
 impl std::fmt::Debug for SegmentReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SegmentReader").field("path", &self.path()).finish_non_exhaustive()
@@ -188,14 +194,14 @@ impl std::fmt::Debug for SegmentReader {
 impl Writer {
     pub(super) fn new(archive: Archive, segment: Segment, chain: Chain, held: Option<Held>) -> Self {
         Self {
-            archive,
             tli: segment.tli(),
             junction: chain.whole(),
             chain,
             held,
             reader: None,
             open: None,
-            tail: Tail::new(segment),
+            body: Body::new(&archive, segment),
+            archive,
             spare: Spare::default(),
         }
     }
@@ -208,6 +214,14 @@ impl Writer {
     /// Exclusive end of the last whole record.
     pub fn whole(&self) -> Pos {
         Pos::new(self.tli, self.chain.whole())
+    }
+
+    /// Nothing behind `end` can have been acknowledged, whatever is held there: the server does not
+    /// have it.
+    pub fn bound(&mut self, end: Lsn) {
+        if let Some(held) = &mut self.held {
+            held.until = held.until.min(end).max(held.upto);
+        }
     }
 
     /// Takes the bytes at [`Writer::at`], and tells what became of them and of those before.
@@ -233,11 +247,11 @@ impl Writer {
     pub fn settle(&mut self) -> Result<Option<Durable>, WriteError> {
         let may_count = self.held.is_none() && self.open.as_ref().is_some_and(|open| open.named);
         let Some(mut open) = self.open.take_if(|_| may_count) else { return Ok(None) };
-        self.tail.write_out(&mut open)?;
+        self.body.write_out(&mut open)?;
         let (file, data) = open.take_file()?.sync()?;
         let entry = match open.entry {
             Some(entry) => entry,
-            None => self.archive.disk.sync_dir(&self.archive.dir)?,
+            None => self.archive.sync_names()?,
         };
         let durable = Durable::new(self.at(), &data, &entry);
         if open.since.elapsed() > SLOW_SEGMENT {
@@ -245,6 +259,18 @@ impl Writer {
         }
         self.open = Some(Open { file: Some(file), entry: Some(entry), ..open });
         Ok(Some(durable))
+    }
+
+    /// As [`Writer::settle`], and leaves files that are whole for what they hold: a compressed one gets
+    /// its end.
+    ///
+    /// # Errors
+    /// As [`Writer::settle`].
+    pub fn close(mut self) -> Result<Option<Durable>, WriteError> {
+        if let (Body::Packed(packed), Some(open)) = (&mut self.body, &mut self.open) {
+            packed.end(open)?;
+        }
+        self.settle()
     }
 
     fn append_in(&mut self, segment: Segment, bytes: &[u8], told: &mut impl FnMut(Wrote)) -> Result<(), WriteError> {
@@ -264,7 +290,7 @@ impl Writer {
             let _kept = self.settle()?;
             return Err(broken.into());
         }
-        if self.held.as_ref().is_some_and(|held| self.chain.at() >= held.upto) {
+        if self.held.as_ref().is_some_and(|held| self.chain.at() >= held.until) {
             self.end_comparison(segment)?;
         }
         if self.chain.at() == segment.end() {
@@ -277,8 +303,12 @@ impl Writer {
     fn compare(&mut self, segment: Segment, at: Lsn, bytes: &[u8]) -> Result<usize, WriteError> {
         let Some(held) = &self.held else { return Ok(0) };
         let known = bytes.len().min(usize::try_from(held.upto.saturating_sub(at)).unwrap_or(usize::MAX));
-        if self.reader.is_none() {
-            self.reader = self.archive.open_segment(segment, Access::ReadDirect)?;
+        if self.reader.is_none() && known > 0 {
+            // A complete one may be compressed meanwhile.
+            self.reader = match held.form.partial {
+                true => self.archive.open_form(segment, held.form, Access::ReadDirect)?,
+                false => self.archive.open_segment(segment, Access::ReadDirect)?,
+            };
         }
         let mut left = &bytes[..known];
         while !left.is_empty() {
@@ -320,10 +350,11 @@ impl Writer {
         }
         self.open_file(segment, at.saturating_add(skip as u64))?;
         let Some(open) = &mut self.open else { return Ok(()) };
-        let before = self.tail.written;
-        self.tail.push(bytes, open)?;
-        if self.tail.written > before {
-            told(Wrote::Written(Written::new(Pos::new(self.tli, self.tail.written))));
+        let before = self.body.written();
+        self.body.push(bytes, open)?;
+        let written = self.body.written();
+        if written > before {
+            told(Wrote::Written(Written::new(Pos::new(self.tli, written))));
         }
         Ok(())
     }
@@ -333,10 +364,10 @@ impl Writer {
             return Ok(());
         }
         let beside = self.held.is_some_and(|held| held.place == Place::Beside);
-        let partial = Form { codec: Codec::Plain, partial: true };
-        let path = if beside { self.archive.beside(segment) } else { self.archive.path_of(segment, partial) };
+        let path = if beside { self.archive.beside(segment) } else { self.archive.path_of(segment, self.form(true)) };
         let there = self.archive.disk.metadata(&path)?.map(|meta| meta.len);
-        self.open = Some(if there == Some(self.archive.size.bytes()) && !beside {
+        let usable = matches!(self.body, Body::Plain(_)) && there == Some(self.archive.size.bytes()) && !beside;
+        self.open = Some(if usable {
             self.reopen(segment, path, at)?
         } else {
             if there.is_some() {
@@ -347,21 +378,31 @@ impl Writer {
         Ok(())
     }
 
+    /// What this writer's files are.
+    fn form(&self, partial: bool) -> Form {
+        Form { codec: self.archive.live().map_or(Codec::Plain, |packing| packing.codec()), partial }
+    }
+
     /// Goes on in a partial of full size.
     fn reopen(&mut self, segment: Segment, path: PathBuf, at: Lsn) -> Result<Open, WriteError> {
         let file = self.archive.disk.open(&path, Access::WriteDirect)?;
-        self.tail.load(&*file, segment, at)?;
+        if let Body::Plain(tail) = &mut self.body {
+            tail.load(&*file, segment, at)?;
+        }
         // What an earlier process wrote and did not sync must not be lost by our writing on.
         let (file, _data) = file.sync()?;
-        let entry = Some(self.archive.disk.sync_dir(&self.archive.dir)?);
+        let entry = Some(self.archive.sync_names()?);
         Ok(Open { segment, file: Some(file), path, entry, resumed: true, named: true, since: Instant::now() })
     }
 
     fn create(&mut self, segment: Segment, path: PathBuf, named: bool) -> Result<Open, WriteError> {
         let archive = &self.archive;
-        let file = match self.spare.take(archive, &path)? {
-            Some(file) => file,
-            None => archive.disk.create_zeroed(&path, archive.size.bytes(), Fill::Reserve, archive.file_mode)?,
+        let file = match (&self.body, self.spare.take(archive, &path)?) {
+            (Body::Packed(_), _) => archive.disk.create(&path, archive.file_mode)?,
+            (Body::Plain(_), Some(file)) => file,
+            (Body::Plain(_), None) => {
+                archive.disk.create_zeroed(&path, archive.size.bytes(), Fill::Reserve, archive.file_mode)?
+            }
         };
         Ok(Open { segment, file: Some(file), path, entry: None, resumed: false, named, since: Instant::now() })
     }
@@ -370,17 +411,20 @@ impl Writer {
     /// partial takes its place; one beside a complete segment does when it is full.
     fn end_comparison(&mut self, segment: Segment) -> Result<(), WriteError> {
         self.open_file(segment, self.chain.at())?;
-        let place = self.held.take().map(|held| held.place);
-        let old = self.reader.take().map(|reader| (reader.path().to_owned(), reader.form().partial));
-        let (Some((old, true)), Some(Place::Beside)) = (old, place) else { return Ok(()) };
+        self.reader = None;
+        let Some(Held { place: Place::Beside, form: Form { partial: true, .. }, .. }) = self.held.take() else {
+            return Ok(());
+        };
         let Some(mut open) = self.open.take() else { return Ok(()) };
-        self.tail.write_out(&mut open)?;
+        self.body.write_out(&mut open)?;
         let (file, _data) = open.take_file()?.sync()?;
-        let path = self.archive.path_of(segment, Form { codec: Codec::Plain, partial: true });
+        let form = self.form(true);
+        let path = self.archive.path_of(segment, form);
         self.archive.disk.rename(&open.path, &path)?;
-        let entry = self.archive.disk.sync_dir(&self.archive.dir)?;
-        if old != path {
-            self.archive.remove_if_there(&old)?;
+        let mut entry = self.archive.sync_names()?;
+        if self.archive.remove_others(segment, form)? {
+            // One that came back would hide what is acknowledged in this one.
+            entry = self.archive.sync_names()?;
         }
         self.open = Some(Open { file: Some(file), path, entry: Some(entry), named: true, ..open });
         Ok(())
@@ -390,20 +434,24 @@ impl Writer {
     /// name, then the directory.
     fn complete(&mut self, segment: Segment, told: &mut impl FnMut(Wrote)) -> Result<(), WriteError> {
         if let Some(mut open) = self.open.take() {
-            self.tail.write_out(&mut open)?;
+            self.body.end(&mut open)?;
             let (file, data) = open.take_file()?.sync()?;
             drop(file);
-            let path = self.archive.path_of(segment, Form { codec: Codec::Plain, partial: false });
-            self.archive.disk.rename(&open.path, &path)?;
-            let entry = self.archive.disk.sync_dir(&self.archive.dir)?;
+            let archive = &self.archive;
+            let form = self.form(false);
+            let path = archive.path_of(segment, form);
+            let mut entry = archive.give_final_name(segment, &open.path, &path)?;
             if open.resumed {
-                self.archive.remove_compressed_partials(segment)?;
+                archive.remove_others(segment, self.form(true))?;
+            }
+            if !open.named && archive.remove_others(segment, form)? {
+                entry = archive.sync_names()?;
             }
             told(Wrote::Complete(segment, Durable::new(segment.end_pos(), &data, &entry)));
+            archive.hand_on(segment);
         }
         self.reader = None;
-        self.tail.start = segment.end();
-        self.tail.len = 0;
+        self.body.begin(segment.end());
         Ok(())
     }
 }
@@ -415,148 +463,19 @@ impl Archive {
     }
 }
 
-impl Tail {
-    fn new(segment: Segment) -> Self {
-        // A segment has 1 MiB at least and 1 GiB at most.
-        let room = usize::try_from(segment.size().bytes().min(BUFFER)).unwrap_or(BLOCK);
-        let start = segment.start();
-        Self { buffer: AlignedBuf::zeroed(room), start, len: 0, written: start, flusher: None, other: None }
-    }
-
-    /// Gathers bytes, and has each full buffer written while the next one fills.
-    fn push(&mut self, mut bytes: &[u8], open: &mut Open) -> Result<(), DiskError> {
-        while !bytes.is_empty() {
-            let n = bytes.len().min(self.buffer.len() - self.len);
-            self.buffer[self.len..self.len + n].copy_from_slice(&bytes[..n]);
-            self.len += n;
-            bytes = &bytes[n..];
-            if self.len == self.buffer.len() {
-                self.hand_over(open)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn hand_over(&mut self, open: &mut Open) -> Result<(), DiskError> {
-        self.take_back(open)?;
-        let flusher = match self.flusher.take() {
-            Some(flusher) => flusher,
-            None => Flusher::start().map_err(|e| DiskError::new("write", &open.path, e))?,
-        };
-        let other = self.other.take().unwrap_or_else(|| AlignedBuf::zeroed(self.buffer.len()));
-        let buffer = std::mem::replace(&mut self.buffer, other);
-        let offset = self.start - open.segment.start();
-        self.start = self.start.saturating_add(self.len as u64);
-        self.len = 0;
-        let job = Job { file: open.take_file()?, buffer, offset, end: self.start };
-        flusher.jobs.send(job).map_err(|_| gone(&open.path))?;
-        self.flusher = Some(flusher);
-        Ok(())
-    }
-
-    /// Waits until the file and the buffer that are with the flusher are back.
-    fn take_back(&mut self, open: &mut Open) -> Result<(), DiskError> {
-        let (None, Some(flusher)) = (&open.file, &self.flusher) else { return Ok(()) };
-        let (job, written) = flusher.done.recv().map_err(|_| gone(&open.path))?;
-        open.file = Some(job.file);
-        self.other = Some(job.buffer);
-        written?;
-        self.written = job.end;
-        Ok(())
-    }
-
-    /// Writes all that has gathered and keeps the block that is not full.
-    fn write_out(&mut self, open: &mut Open) -> Result<(), DiskError> {
-        self.take_back(open)?;
-        let mut file = open.take_file()?;
-        let end = self.len.next_multiple_of(file.alignment());
-        if end > self.len {
-            self.pad(end, &*file, open)?;
-        }
-        if end > 0 {
-            file.write_at(self.start - open.segment.start(), &self.buffer[..end])?;
-        }
-        open.file = Some(file);
-        let full = self.len / BLOCK * BLOCK;
-        self.written = self.start.saturating_add(self.len as u64);
-        self.buffer.copy_within(full..self.len, 0);
-        self.start = self.start.saturating_add(full as u64);
-        self.len -= full;
-        Ok(())
-    }
-
-    /// Fills the buffer up to `end` with zeros, or with what a resumed file holds there.
-    fn pad(&mut self, end: usize, file: &dyn File, open: &Open) -> Result<(), DiskError> {
-        self.buffer[self.len..end].fill(0);
-        if open.resumed {
-            let mut block = AlignedBuf::zeroed(BLOCK);
-            let offset = self.start - open.segment.start() + (end - BLOCK) as u64;
-            let read = file.read_at(offset, &mut block)?;
-            let kept = self.len - (end - BLOCK);
-            if read > kept {
-                self.buffer[self.len..end - BLOCK + read].copy_from_slice(&block[kept..read]);
-            }
-        }
-        Ok(())
-    }
-
-    /// Begins at `at` with what the file holds before it in its block.
-    fn load(&mut self, file: &dyn File, segment: Segment, at: Lsn) -> Result<(), DiskError> {
-        let offset = at - segment.start();
-        let first = offset / BLOCK as u64 * BLOCK as u64;
-        self.start = segment.start().saturating_add(first);
-        self.len = usize::try_from(offset - first).unwrap_or(0);
-        if self.len > 0 {
-            let mut block = AlignedBuf::zeroed(BLOCK);
-            let _read = file.read_at(first, &mut block)?;
-            self.buffer[..self.len].copy_from_slice(&block[..self.len]);
-        }
-        Ok(())
-    }
-}
-
-impl Spare {
-    /// Begins to make the next file ready, unless that has been done.
-    fn fill(&mut self, archive: &Archive) {
-        if self.filling.is_some() {
-            return;
-        }
-        let archive = archive.clone();
-        let fill = move || {
-            let path = archive.dir.join(SPARE);
-            match archive.disk.remove(&path) {
-                Err(e) if e.trouble() != Trouble::Missing => return Err(e),
-                _ => {}
-            }
-            let file = archive.disk.create_zeroed(&path, archive.size.bytes(), Fill::Zeros, archive.file_mode)?;
-            Ok(file.sync()?.0)
-        };
-        self.filling = std::thread::Builder::new().name("next segment".into()).spawn(fill).ok();
-    }
-
-    /// Gives the file the name `path`, if it is ready. One that is not is left for later, and one
-    /// that could not be made is forgotten: what is wrong will show when a file is made here.
-    fn take(&mut self, archive: &Archive, path: &Path) -> Result<Option<Box<dyn File>>, DiskError> {
-        match self.filling.take_if(|filling| filling.is_finished()).map(JoinHandle::join) {
-            Some(Ok(Ok(file))) => {
-                archive.disk.rename(&archive.dir.join(SPARE), path)?;
-                Ok(Some(file))
-            }
-            _ => Ok(None),
-        }
-    }
-}
-
 impl Drop for Writer {
     fn drop(&mut self) {
-        if let Some(open) = &mut self.open {
+        match (&mut self.body, &mut self.open) {
             // Whoever opens the file next must find it at rest. An error was or will be told there.
-            let _ = self.tail.take_back(open);
+            (Body::Plain(tail), Some(open)) => _ = tail.take_back(open),
+            // It was not closed, because something is wrong; what it holds can still be made a whole file.
+            (Body::Packed(packed), Some(open)) => _ = packed.end(open),
+            _ => {}
         }
-        if let Some(filling) = self.spare.filling.take() {
-            let _ = filling.join();
-            // It holds nothing; the next start removes it too.
-            let _ = self.archive.disk.remove(&self.archive.dir.join(SPARE));
+        if let Some(Open { named: false, path, .. }) = &self.open {
+            // It has not reached what it was to take the place of. The next start removes it too.
+            let _ = self.archive.disk.remove(path);
         }
+        self.spare.discard(&self.archive);
     }
 }

@@ -149,6 +149,7 @@ impl From<ArchiveError> for Failure {
             ArchiveError::Disk(e) => e.into(),
             ArchiveError::Decode { .. }
             | ArchiveError::Gone(_)
+            | ArchiveError::Changed(_)
             | ArchiveError::NoHistory(_)
             | ArchiveError::History { .. } => {
                 Self::error(e.to_string()).exit(Exit::NotUsable).hint("walhold verify shows what is damaged")

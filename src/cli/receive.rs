@@ -8,11 +8,13 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory};
 use indicatif::{HumanBytes, HumanDuration};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::values::{duration, some_time, timeline, who};
+use super::values::{WalCompression, duration, some_time, timeline, who};
 use super::{Failure, connect, signals};
-use crate::archive::Archive;
+use crate::archive::{Archive, Compressed, Compressor};
+use crate::codec::Packing;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
 use crate::receive::{Event, Finished, Options, Retry, Slot, Upstream, receive};
@@ -20,6 +22,9 @@ use crate::wal::{Lsn, TimelineId};
 
 /// The slot that `--repo` uses, and the name under which the server sees the receiver.
 const NAME: &str = "walhold";
+
+/// How often it is looked whether the last segments are compressed.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Stream WAL from a server into a repository, or into a plain folder
 #[derive(Debug, Args)]
@@ -60,6 +65,10 @@ pub(super) struct Arguments {
     /// Do not wait for the storage: a power cut may then lose anything (only with -D)
     #[arg(long, requires = "directory", conflicts_with = "synchronous")]
     no_sync: bool,
+    /// Compress complete segments: none, gzip, lz4 or zstd, with a level as in zstd:3 [default: with --repo zstd:1, with
+    /// -D none]
+    #[arg(short = 'Z', long, value_name = "METHOD", env = "WALHOLD_WAL_COMPRESS")]
+    compress: Option<WalCompression>,
     #[command(flatten)]
     connection: connect::ConnectionFlags,
 }
@@ -67,6 +76,8 @@ pub(super) struct Arguments {
 /// Where the WAL goes; locked while it lives.
 struct Target {
     archive: Archive,
+    /// Ends before the lock is let go.
+    compressor: Option<Compressor>,
     opened: Option<connect::Opened>,
     _lock: Lock,
 }
@@ -99,9 +110,45 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
     }
     match finished? {
         Finished::Stopped => info!("stopped; all that was received is durable"),
-        Finished::EndPosition => info!("received WAL beyond the end position"),
+        Finished::EndPosition => {
+            info!("received WAL beyond the end position");
+            target.compress_the_rest(&stop).await;
+        }
     }
     Ok(())
+}
+
+impl Target {
+    fn new(
+        archive: Archive,
+        opened: Option<connect::Opened>,
+        lock: Lock,
+        packing: Option<Packing>,
+    ) -> Result<Self, Failure> {
+        let cannot = |e: std::io::Error| Failure::error(format!("cannot start the thread that compresses: {e}"));
+        let compressor = packing.map(|packing| Compressor::start(&archive, packing, compressed)).transpose();
+        let compressor = compressor.map_err(cannot)?;
+        let archive = match &compressor {
+            Some(compressor) => archive.compressed_by(compressor),
+            None => archive,
+        };
+        Ok(Self { archive, compressor, opened, _lock: lock })
+    }
+
+    /// Waits for what is still to be compressed, unless told to stop.
+    async fn compress_the_rest(&self, stop: &CancellationToken) {
+        let Some(compressor) = &self.compressor else { return };
+        compressor.finish();
+        while !compressor.has_ended() && stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {}
+    }
+}
+
+fn compressed(what: Compressed) {
+    match what {
+        Compressed::Done { segment, bytes } => debug!("segment {segment} is compressed to {bytes} bytes"),
+        Compressed::Kept { segment, why } => warn!("segment {segment} stays as it is, not compressed: {why}"),
+        Compressed::NotListed(e) => warn!("complete segments are not compressed: {e}"),
+    }
 }
 
 impl Arguments {
@@ -143,7 +190,8 @@ impl Arguments {
             (Some(repo), _) => {
                 let opened = connect::repository(upstream, repo)?;
                 let lock = opened.repository.lock(&who("receive"))?;
-                Ok(Target { archive: opened.repository.archive(), opened: Some(opened), _lock: lock })
+                let packing = self.compress.map_or(Some(Packing::FAST), |WalCompression(packing)| packing);
+                Target::new(opened.repository.archive(), Some(opened), lock, packing)
             }
             (None, Some(directory)) => self.folder(directory, upstream),
             (None, None) => Err(Failure::usage("name a repository (--repo) or a folder (-D)")),
@@ -160,7 +208,7 @@ impl Arguments {
         let mode = upstream.file_mode;
         let (size, system_id) = (upstream.segment_size, Some(upstream.system_id));
         let archive = Archive::new(directory.to_owned(), disk, size, system_id, mode);
-        Ok(Target { archive, opened: None, _lock: lock })
+        Target::new(archive, None, lock, self.compress.and_then(|WalCompression(packing)| packing))
     }
 }
 

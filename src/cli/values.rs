@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::codec::{Packing, ParsePackingError};
 use crate::protocol::MaxRate;
 use crate::restore::{Mapping, Owner};
 use crate::wal::TimelineId;
@@ -31,6 +32,19 @@ pub(super) fn some_time(text: &str) -> Result<Duration, String> {
 pub(super) fn timeline(text: &str) -> Result<TimelineId, String> {
     let number = text.parse().ok().and_then(TimelineId::new);
     number.ok_or_else(|| format!("\"{text}\" is not a timeline (a number from 1 on)"))
+}
+
+/// How complete segments are compressed, if they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct WalCompression(pub(super) Option<Packing>);
+
+impl std::str::FromStr for WalCompression {
+    type Err = ParsePackingError;
+
+    /// `none`, or as a [`Packing`].
+    fn from_str(text: &str) -> Result<Self, ParsePackingError> {
+        if text == "none" { Ok(Self(None)) } else { text.parse().map(|packing| Self(Some(packing))) }
+    }
 }
 
 /// A bound on the speed of a copy as `pg_basebackup --max-rate` has it: kB (1024 bytes) a second, or
@@ -119,6 +133,15 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(some_time("0ms").is_err());
+    }
+
+    #[test]
+    fn compressions_of_wal() {
+        assert_eq!("none".parse(), Ok(WalCompression(None)));
+        assert_eq!("zstd:1".parse(), Ok(WalCompression(Some(Packing::FAST))));
+        for text in ["none:1", "", "zstd:level=3"] {
+            assert!(text.parse::<WalCompression>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub struct Meta {
     pub len: u64,
     /// What it is.
     pub kind: EntryKind,
+    /// Permission bits.
+    pub mode: u32,
 }
 
 /// An open file. Errors carry the path.

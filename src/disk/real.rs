@@ -269,7 +269,10 @@ impl Disk for Real {
 
     fn metadata(&self, path: &Path) -> Result<Option<Meta>, DiskError> {
         match fs::metadata(path) {
-            Ok(meta) => Ok(Some(Meta { len: meta.len(), kind: kind_of(meta.file_type()) })),
+            Ok(meta) => {
+                let mode = meta.permissions().mode() & 0o7777;
+                Ok(Some(Meta { len: meta.len(), kind: kind_of(meta.file_type()), mode }))
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(DiskError::new("examine", path, e)),
         }

@@ -80,7 +80,7 @@ fn work(
         }
     }
     // What came before the connection was lost is kept as well as if it had been asked for.
-    writer.settle()?;
+    writer.close()?;
     Ok(())
 }
 

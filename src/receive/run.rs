@@ -264,7 +264,8 @@ async fn one_stream(
     stop: &CancellationToken,
     tell: &mut impl FnMut(Event),
 ) -> Result<OneStream, ReceiveError> {
-    let Resumption { start, old, writer, .. } = resumption;
+    let Resumption { start, old, mut writer, .. } = resumption;
+    writer.bound(upstream.position.lsn());
     match upstream.session.start_replication(options.slot.name(), start).await? {
         Started::Streaming => {}
         Started::TimelineEnded(next) => return Ok(OneStream::Next(next, old)),

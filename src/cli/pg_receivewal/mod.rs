@@ -112,6 +112,10 @@ impl Options {
         let _lock = disk.lock_dir(&wanted.directory)?;
         let (size, system_id, mode) = (upstream.segment_size, Some(upstream.system_id), upstream.file_mode);
         let archive = Archive::new(wanted.directory.clone(), disk, size, system_id, mode);
+        let archive = match wanted.compress {
+            Some(packing) => archive.compressed_live(packing),
+            None => archive,
+        };
         let options = crate::receive::Options {
             conninfo,
             application_name,

@@ -236,7 +236,7 @@ impl State {
     }
 
     pub(super) fn meta(&self, id: Id) -> Meta {
-        Meta { len: self.file(id).map_or(0, |file| file.cache.len()), kind: self.kind(id) }
+        Meta { len: self.file(id).map_or(0, |file| file.cache.len()), kind: self.kind(id), mode: 0o600 }
     }
 
     /// Bytes in all files that have a name.
