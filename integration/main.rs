@@ -34,6 +34,7 @@ mod readme;
 mod refusals;
 mod resume;
 mod shutdown;
+mod slots;
 mod timeline;
 mod tls;
 mod wal_get;
@@ -64,6 +65,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p2_a_named_slot_that_the_new_primary_lacks_is_asked_for", failover::slot_missing),
     ("p2_a_slot_that_lost_its_wal_is_a_gap", failover::slot_lost),
     ("p2_a_restored_server_goes_on_in_the_same_repository", timeline::after_restore),
+    ("slots_are_made_listed_and_dropped", slots::commands),
     ("p3_a_backup_under_load_restores", backup::under_load),
     ("p3_a_backup_of_an_idle_server_is_sealed_at_once", backup::idle_beside_receiver),
     ("p3_a_backup_alone_brings_its_own_wal", backup::idle_alone),

@@ -98,7 +98,7 @@ pub(crate) fn at_boundary(room: &Room) -> Outcome {
         server.wait_for_slot("walhold", server.flushed());
         let history = fs::read_to_string(repo.join("wal").join(format!("{tli:08X}.history"))).unwrap();
         switch = crate::cluster::lsn(history.lines().last().unwrap().split_whitespace().nth(1).unwrap());
-        if switch.0 % SEGMENT == 0 {
+        if switch.0.is_multiple_of(SEGMENT) {
             break;
         }
     }
