@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::connect::NotConnected;
 use super::signals;
 use crate::archive::Archive;
+use crate::codec::{Codec, Packing};
 use crate::connection::Conninfo;
 use crate::disk::{Disk, Real};
 use crate::protocol::{Condition, Retention, SlotKind, SlotName, SlotNameError, command};
@@ -128,7 +129,8 @@ impl Options {
             follow: None,
             island: None,
         };
-        let mut teller = Teller::new(self.verbose, wanted.no_loop, &archive);
+        let mut teller =
+            Teller::new(self.verbose, wanted.no_loop, &archive, wanted.compress.map_or(Codec::Plain, Packing::codec));
         let finished = receive(upstream, &archive, &options, &stop, &mut |event| teller.tell(event)).await;
         match finished {
             Ok(Finished::EndPosition) => teller.stopped(),

@@ -13,8 +13,9 @@ use tracing_subscriber::registry::LookupSpan;
 use super::NAME;
 use crate::archive::{Archive, Durable, ResumeError};
 use crate::cli::Failure;
+use crate::codec::Codec;
 use crate::connection::{ConnectError, ConninfoError, Error as SessionError, LoginError};
-use crate::disk::{Access, DiskError};
+use crate::disk::DiskError;
 use crate::protocol::{Condition, ServerError, SlotNameError};
 use crate::receive::{Event, ReceiveError};
 use crate::wal::{Pos, Segment};
@@ -224,6 +225,8 @@ pub(super) struct Teller<'a> {
     verbose: bool,
     no_loop: bool,
     archive: &'a Archive,
+    /// What partials are written as.
+    codec: Codec,
     /// Where receiving began, or what is durable.
     reached: Option<Pos>,
     /// The segment that is being received.
@@ -231,8 +234,8 @@ pub(super) struct Teller<'a> {
 }
 
 impl<'a> Teller<'a> {
-    pub(super) fn new(verbose: bool, no_loop: bool, archive: &'a Archive) -> Self {
-        Self { verbose, no_loop, archive, reached: None, open: None }
+    pub(super) fn new(verbose: bool, no_loop: bool, archive: &'a Archive, codec: Codec) -> Self {
+        Self { verbose, no_loop, archive, codec, reached: None, open: None }
     }
 
     pub(super) fn tell(&mut self, event: Event) {
@@ -258,6 +261,7 @@ impl<'a> Teller<'a> {
             Event::Filling(at) => {
                 line(&format!("the directory lacks WAL from {} on, which the slot still keeps: receiving it", at.lsn()))
             }
+            Event::SlotLost(name) => warning(&format!("replication slot \"{name}\" has lost its WAL and was dropped")),
             Event::SlotMade(name) => line(&format!("created replication slot \"{name}\"")),
             Event::RemoteApply => {
                 warning("synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever");
@@ -316,11 +320,9 @@ impl<'a> Teller<'a> {
 
     fn left_open(&mut self) {
         let Some(segment) = self.open.take() else { return };
-        // It is only for the name; a folder that cannot be read is told elsewhere.
-        if let Ok(Some(reader)) = self.archive.open_partial(segment, Access::Read)
-            && let Some(name) = reader.path().file_name()
-        {
-            line(&format!("not renaming \"{}\", segment is not complete", name.display()));
+        let name = format!("{segment}{}.partial", self.codec.suffix());
+        if self.archive.dir().join(&name).exists() {
+            line(&format!("not renaming \"{name}\", segment is not complete"));
         }
     }
 
