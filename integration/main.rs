@@ -30,6 +30,7 @@ mod disk_full;
 mod durable;
 mod failover;
 mod identical;
+mod pg_receivewal;
 mod readme;
 mod refusals;
 mod resume;
@@ -87,6 +88,11 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p6_tls_is_never_less_than_asked_for", tls::refused),
     ("p7_files_are_those_of_pg_receivewal", identical::drain),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
+    ("pg_receivewal_refuses_what_the_real_one_refuses", pg_receivewal::refusals),
+    ("pg_receivewal_makes_and_drops_slots", pg_receivewal::slots),
+    ("pg_receivewal_streams_beside_the_real_one", pg_receivewal::streams),
+    ("pg_receivewal_ends_as_the_real_one_does", pg_receivewal::ends),
+    ("pg_receivewal_is_better_where_the_real_one_is_wrong", pg_receivewal::better),
     ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
     ("p8_a_recovery_does_not_end_while_its_repository_is_away", wal_get::recovery),

@@ -143,8 +143,9 @@ impl Running {
         self.end_by(Signal::TERM)
     }
 
+    /// Sends a signal and waits for the end.
     #[track_caller]
-    fn end_by(self, signal: Signal) -> Ended {
+    pub(crate) fn end_by(self, signal: Signal) -> Ended {
         let _ = kill_process(Pid::from_child(&self.child.borrow()), signal);
         self.wait(SOON)
     }

@@ -112,7 +112,7 @@ impl Options {
         let stop = signals::stop()?;
         let _lock = disk.lock_dir(&wanted.directory)?;
         let (size, system_id, mode) = (upstream.segment_size, Some(upstream.system_id), upstream.file_mode);
-        let archive = Archive::new(wanted.directory.clone(), disk, size, system_id, mode);
+        let archive = Archive::new(wanted.directory.clone(), Arc::clone(&disk), size, system_id, mode);
         let archive = match wanted.compress {
             Some(packing) => archive.compressed_live(packing),
             None => archive,
@@ -129,6 +129,7 @@ impl Options {
             follow: None,
             island: None,
         };
+        words::warn_of_sizes(&archive, &*disk)?;
         let mut teller =
             Teller::new(self.verbose, wanted.no_loop, &archive, wanted.compress.map_or(Codec::Plain, Packing::codec));
         let finished = receive(upstream, &archive, &options, &stop, &mut |event| teller.tell(event)).await;

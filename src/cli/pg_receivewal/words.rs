@@ -2,7 +2,8 @@
 //! same form where it does not. Scripts match these.
 
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use tracing::{Level, Subscriber};
@@ -11,14 +12,49 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::NAME;
-use crate::archive::{Archive, Durable, ResumeError};
+use crate::archive::{Archive, Durable, ResumeError, WalName};
 use crate::cli::Failure;
 use crate::codec::Codec;
 use crate::connection::{ConnectError, ConninfoError, Error as SessionError, LoginError};
-use crate::disk::DiskError;
+use crate::disk::{Disk, DiskError};
 use crate::protocol::{Condition, ServerError, SlotNameError};
 use crate::receive::{Event, ReceiveError};
 use crate::wal::{Pos, Segment};
+
+/// Warns of complete segments of a wrong size, as far as the size can be had without decoding: what
+/// stands behind them is gone on with, and the last one is received again.
+pub(super) fn warn_of_sizes(archive: &Archive, disk: &dyn Disk) -> Result<(), DiskError> {
+    let mut entries = disk.list(archive.dir())?;
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    for entry in entries {
+        let Some(name) = entry.name.to_str() else { continue };
+        let Some(WalName::Segment { codec, partial: false, .. }) = WalName::parse(name, archive.size()) else {
+            continue;
+        };
+        let path = archive.dir().join(name);
+        let (kind, held) = match codec {
+            Codec::Plain => ("segment file", disk.metadata(&path)?.map(|meta| meta.len)),
+            Codec::Gzip => ("compressed segment file", gzip_size(&path)),
+            Codec::Lz4 | Codec::Zstd => continue,
+        };
+        if let Some(size) = held.filter(|size| *size != archive.size().bytes()) {
+            let what = if codec == Codec::Plain { "size" } else { "uncompressed size" };
+            warning(&format!("{kind} \"{name}\" has incorrect {what} {size}, skipping"));
+        }
+    }
+    Ok(())
+}
+
+/// The size that the end of a gzip file says it has decoded; nothing if it cannot be read, which is
+/// found out where it is needed.
+fn gzip_size(path: &Path) -> Option<u64> {
+    let mut file = File::open(path).ok()?;
+    let mut last = [0; 4];
+    if file.seek(SeekFrom::End(-4)).is_ok() {
+        file.read_exact(&mut last).ok()?;
+    }
+    Some(u64::from(u32::from_le_bytes(last)))
+}
 
 /// What `--help` prints.
 pub(super) const HELP: &str = "\
@@ -121,8 +157,14 @@ impl From<DiskError> for Said {
 }
 
 impl From<SlotNameError> for Said {
-    fn from(e: SlotNameError) -> Self {
-        Self::new(e.to_string())
+    /// As a server says it.
+    fn from(SlotNameError(name): SlotNameError) -> Self {
+        let what = match name.len() {
+            0 => "is too short",
+            1..=63 => "contains invalid character",
+            _ => "is too long",
+        };
+        Self::new(format!("replication slot name \"{name}\" {what}"))
     }
 }
 
@@ -195,6 +237,10 @@ fn stream(e: &SessionError) -> Said {
     match e {
         SessionError::Server(_) if before => Said::refused("START_REPLICATION", e),
         SessionError::Server(_) => Said::new(format!("unexpected termination of replication stream: {}", session(e))),
+        SessionError::Lost(why) if why.kind() == io::ErrorKind::UnexpectedEof => {
+            Said::new("could not receive data from WAL stream: server closed the connection unexpectedly")
+        }
+        SessionError::Lost(why) => Said::new(format!("could not receive data from WAL stream: {}", system(why))),
         _ => Said::new(format!("could not receive data from WAL stream: {}", session(e))),
     }
 }
