@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, Setup};
 use crate::load::{Load, compare};
-use crate::program::{Ended, receive, run, walhold};
+use crate::program::{Ended, receive, run, start, walhold};
 use crate::room::{Outcome, Room, SOON, wait_until};
 use crate::stock::{amcheck, names, plain_copy, segment_at, verify_backup};
 
@@ -37,6 +37,31 @@ pub(crate) fn restored<'a>(room: &'a Room, repo: &Path, name: &str) -> Cluster<'
     server.start();
     server.wait_for_promotion();
     server
+}
+
+/// A receiver that is started while a backup streams its own WAL waits for the end of it.
+pub(crate) fn then_a_receiver(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    primary.rows("create table bulk as select i, repeat(md5(i::text), 30) as x from generate_series(1, 20000) i");
+    let (repo, conninfo) = (room.path("repo"), primary.conninfo());
+    let args = ["-d", &conninfo, "--max-rate", "15M"];
+    let running = start(walhold(room, "backup").arg("--repo").arg(&repo).args(args));
+    wait_until("the backup to hold the repository", SOON, || names_in(&repo.join("wal")) > 0);
+    let receiver = receive(room, &repo, &conninfo, &[]);
+    receiver.wait_for("a backup holds the repository");
+    run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &conninfo, "-n"]))
+        .refused(1, &["walhold backup"]);
+    running.wait(SOON).expect(0);
+    receiver.wait_until_it_streams(&primary);
+    primary.switch_segment();
+    primary.wait_for_slot("walhold", primary.flushed());
+    receiver.terminate().expect(0);
+    verify(room, &repo).expect(0);
+    Ok(())
+}
+
+fn names_in(folder: &Path) -> usize {
+    fs::read_dir(folder).map_or(0, Iterator::count)
 }
 
 /// The main job, with PostgreSQL's own tools as judges.

@@ -70,6 +70,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_backup_under_load_restores", backup::under_load),
     ("p3_a_backup_of_an_idle_server_is_sealed_at_once", backup::idle_beside_receiver),
     ("p3_a_backup_alone_brings_its_own_wal", backup::idle_alone),
+    ("p3_a_receiver_waits_for_a_backup_alone", backup::then_a_receiver),
     ("p3_tablespaces_are_part_of_it", backup::tablespaces),
     ("p3_a_standby_can_be_backed_up", backup::of_standby),
     ("p3_a_killed_backup_is_never_offered", crash::backup_killed),

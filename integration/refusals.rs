@@ -62,7 +62,9 @@ pub(crate) fn credentials(room: &Room) -> Outcome {
 
 /// Slots that are missing, taken, or of the wrong kind.
 pub(crate) fn slots(room: &Room) -> Outcome {
-    let primary = Cluster::with(room, "primary", &Setup { settings: &["wal_level = logical"], ..Setup::default() });
+    // A slot that is in use is waited for as long as the server would wait for a dead receiver.
+    let settings = ["wal_level = logical", "wal_sender_timeout = 2s"];
+    let primary = Cluster::with(room, "primary", &Setup { settings: &settings, ..Setup::default() });
     let (repo, conninfo) = (room.path("repo"), primary.conninfo());
     try_receive(room, &repo, &conninfo, &["--slot", "nosuch"]).refused(1, &["nosuch", "not exist"]);
     assert_nothing(&repo);

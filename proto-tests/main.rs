@@ -14,5 +14,6 @@ mod receive;
 mod scram;
 mod server;
 mod session;
+mod slow;
 #[allow(unreachable_pub, reason = "shared with the tests beside the code")]
 mod wal;

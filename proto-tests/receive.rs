@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use walhold::archive::{Archive, ResumeError};
-use walhold::disk::Real;
+use walhold::disk::{Disk, Real};
 use walhold::protocol::{Condition, SlotName};
 use walhold::receive::{Event, Finished, Options, ReceiveError, Retry, Slot, Upstream, Violation, receive};
 use walhold::wal::{Lsn, Pos, SegmentSize, TimelineId};
@@ -20,6 +20,7 @@ use super::server::{
     Door, Peer, Server, authentication, columns, complete, conninfo, copy_both, copy_done, error, keepalive, parameter,
     ready, row, single_row, wal,
 };
+use super::slow::Slow;
 use super::wal::Log;
 
 const SIZE: u64 = 1 << 20;
@@ -189,6 +190,19 @@ impl Peer {
         all
     }
 
+    /// Takes statuses until one reports `flush`; each must come before the server would give up.
+    async fn flushed_in_time(&mut self, limit: Duration, flush: u64) {
+        loop {
+            let told = timeout(limit, self.status()).await.expect("a status in time");
+            if told.flush >= flush {
+                return;
+            }
+            if told.ask {
+                self.send(keepalive(flush, false)).await;
+            }
+        }
+    }
+
     /// Takes statuses until the client is gone; none may report more than `most` as durable.
     async fn flushes_until_close(mut self, most: u64) {
         while let Some((tag, body)) = self.next().await {
@@ -271,6 +285,7 @@ struct Client {
     system: Option<u64>,
     options: Options,
     stop: CancellationToken,
+    disk: Arc<dyn Disk>,
 }
 
 /// How receiving ended, and what it told.
@@ -324,7 +339,7 @@ impl Client {
             island: None,
         };
         let folder = tempfile::tempdir().unwrap();
-        Self { folder, system: Some(SYSTEM), options, stop: CancellationToken::new() }
+        Self { folder, system: Some(SYSTEM), options, stop: CancellationToken::new(), disk: Arc::new(Real::new()) }
     }
 
     fn with_slot() -> Self {
@@ -390,7 +405,7 @@ impl Client {
     async fn run(&mut self, server: Server) -> Ran {
         self.options.conninfo = server.conninfo("sslmode=disable");
         let size = SegmentSize::new(SIZE).unwrap();
-        let archive = Archive::new(self.folder.path().to_owned(), Arc::new(Real::new()), size, self.system, 0o600);
+        let archive = Archive::new(self.folder.path().to_owned(), Arc::clone(&self.disk), size, self.system, 0o600);
         let mut events = Vec::new();
         let receiving = async {
             let upstream = Upstream::connect(&self.options.conninfo, "walhold").await.unwrap();
@@ -883,6 +898,36 @@ async fn damage_in_what_is_held_is_not_built_upon() {
     assert!(matches!(error, ReceiveError::Resume(ResumeError::Damaged { .. })), "{error}");
 }
 
+/// Of a copy that was cut short, what is there must be the same, and the rest comes again.
+#[tokio::test]
+async fn a_segment_that_has_lost_its_end_is_received_again() {
+    let log = log_to(START + 2 * SIZE + 300_000);
+    for (left, partial) in [(500_001, true), (0, true), (8192, false)] {
+        let end = START + 2 * SIZE + if partial { 200_000 } else { 0 };
+        let mut client = Client::with_slot().holding(&log, end);
+        let short = client.path("000000010000000000000004");
+        fs::OpenOptions::new().write(true).open(&short).unwrap().set_len(left).unwrap();
+        let (sent, node) = (log.clone(), Node::with(&log));
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START + SIZE)).await;
+                peer.stream(true, START + SIZE, 1).await;
+                peer.send_log(&sent, START + SIZE, sent.at()).await;
+                peer.flushed(sent.at()).await;
+                stop.cancel();
+                peer.flushed(sent.at()).await;
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+        client.assert_holds(1, &log, START, log.at());
+        let size = |name: &str| fs::metadata(client.path(name)).unwrap().len();
+        assert!(client.names().iter().all(|name| size(name) == SIZE), "{:?}", client.names());
+    }
+}
+
 #[tokio::test]
 async fn bytes_that_differ_from_what_is_held_are_divergence() {
     let log = log_to(START + 700_000);
@@ -1040,6 +1085,95 @@ async fn a_broken_record_that_is_repeated_is_final_and_never_acknowledged() {
         let ReceiveError::NotValid { broken } = ran.error() else { panic!("valid") };
         assert_eq!(broken.whole.get(), record);
     }
+}
+
+/// Of a version that is not known, all is checked that all versions share.
+#[tokio::test]
+async fn a_newer_server_is_streamed_from_and_verified() {
+    let mut log = Log::new(START, SIZE, 1, SYSTEM);
+    log.magic = 0xD142;
+    for n in 0..900 {
+        log.record(if n % 7 == 0 { 60 } else { 10 }, 0, &vec![n as u8 | 1; n * 7 % 3000 + 1]);
+    }
+    assert!(log.at() > START + SIZE);
+    let node = Node { version: "19.1", ..Node::with(&log) };
+    let mut client = Client::with_slot();
+    let sent = log.clone();
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(START)).await;
+            peer.stream(true, START, 1).await;
+            peer.send_log(&sent, START, sent.at()).await;
+            peer.flushed(sent.at()).await;
+            stop.cancel();
+            peer.flushed(sent.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    client.assert_holds(1, &log, START, log.at());
+    // A record that does not verify is not acknowledged here either.
+    let record = *log.starts.iter().rfind(|start| **start < START + 200_000).unwrap();
+    let bad = flipped(&log, record, 30);
+    let mut client = Client::with_slot();
+    client.options.retry = None;
+    let ran = client
+        .against(async move |mut door, _| {
+            for _ in 0..2 {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                peer.send_log(&bad, START, bad.at()).await;
+                peer.flushes_until_close(record).await;
+            }
+        })
+        .await;
+    assert!(matches!(ran.error(), ReceiveError::NotValid { .. }));
+}
+
+// A disk that takes its time.
+
+/// The server counts the silence as a walsender does, and drops whoever exceeds its timeout: while a
+/// partial is read and compared, a segment is made, synced and renamed, and at a timeline's end.
+#[tokio::test]
+async fn a_disk_that_hangs_never_costs_the_connection() {
+    const TIMEOUT: Duration = Duration::from_millis(400);
+    let log = log_to(START + 2 * SIZE);
+    let (fork, switch) = forked(&log, START + SIZE + 300_000, 2);
+    let mut client = Client::with_slot().holding(&log, START + 300_000);
+    client.disk = Arc::new(Slow { disk: Real::new(), delay: TIMEOUT * 5 / 4 });
+    let (old, node) = (log.clone(), Node { timeout: "400ms", ..Node::with(&log) });
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(START)).await;
+            peer.stream(true, START, 1).await;
+            peer.send_log(&old, START, switch).await;
+            peer.flushed_in_time(TIMEOUT, switch).await;
+            peer.send_log(&old, switch, switch + 50_000).await;
+            peer.send(copy_done()).await;
+            loop {
+                match timeout(TIMEOUT, peer.next()).await.expect("a status in time") {
+                    Some((b'c', _)) => break,
+                    Some((b'd', _)) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            peer.send(next_timeline(2, switch)).await;
+            peer.answer("TIMELINE_HISTORY 2", history(&format!("1\t{}\tx\n", text(switch)))).await;
+            peer.stream(true, START + SIZE, 2).await;
+            peer.send_log(&fork, START + SIZE, fork.at()).await;
+            peer.flushed_in_time(TIMEOUT, fork.at()).await;
+            stop.cancel();
+            peer.flushes_until_close(fork.at()).await;
+        })
+        .await;
+    ran.stopped();
+    assert_eq!(ran.disconnections(), 0);
 }
 
 // The ends of a connection.

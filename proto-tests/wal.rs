@@ -16,6 +16,8 @@ pub struct Log {
     pub starts: Vec<u64>,
     /// Goes into the header of each new page.
     pub tli: u32,
+    /// What each page begins with; it differs from version to version.
+    pub magic: u16,
     segment: u64,
     system_id: u64,
     prev: u64,
@@ -25,7 +27,16 @@ impl Log {
     /// An empty log at `start`, with segments of `segment` bytes.
     pub fn new(start: u64, segment: u64, tli: u32, system_id: u64) -> Self {
         assert_eq!(start % segment, 0);
-        Self { start, bytes: Vec::new(), starts: Vec::new(), tli, segment, system_id, prev: start.saturating_sub(100) }
+        Self {
+            start,
+            bytes: Vec::new(),
+            starts: Vec::new(),
+            tli,
+            magic: 0xD110,
+            segment,
+            system_id,
+            prev: start.saturating_sub(100),
+        }
     }
 
     /// The next byte.
@@ -106,7 +117,7 @@ impl Log {
     fn page(&mut self, flags: u16, left: u32) {
         let at = self.at();
         let long = at.is_multiple_of(self.segment);
-        self.bytes.extend(0xD110_u16.to_le_bytes());
+        self.bytes.extend(self.magic.to_le_bytes());
         self.bytes.extend((flags | if long { 2 } else { 0 }).to_le_bytes());
         self.bytes.extend(self.tli.to_le_bytes());
         self.bytes.extend(at.to_le_bytes());

@@ -165,12 +165,20 @@ impl Archive {
     /// As [`Archive::resume`].
     pub fn begin(&self, route: &History, segment: Segment) -> Result<Resumption, ResumeError> {
         let mut segment = segment;
-        // Bounded: each turn has completed a segment that was there.
+        // Bounded: each turn has completed a segment that was there, or goes back to one that is complete
+        // by its name, where it ends.
         loop {
             if segment.no() == 0 || segment.end().checked_add(segment.size().bytes()).is_none() {
                 return Err(ResumeError::NoSuchStart(segment.start()));
             }
-            let chain = self.chain_before(route, segment)?;
+            let chain = match self.chain_before(route, segment) {
+                Err(ResumeError::Truncated { segment: short, bytes }) => {
+                    tracing::warn!("segment {short} in the archive holds {bytes} bytes alone: asking for it again");
+                    segment = short;
+                    continue;
+                }
+                other => other?,
+            };
             if self.list()?.stored(segment).complete {
                 return self.go_over(segment, chain);
             }

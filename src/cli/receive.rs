@@ -18,6 +18,7 @@ use crate::codec::Packing;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
 use crate::receive::{Event, Finished, Options, Retry, Slot, Upstream, receive};
+use crate::repository::RepositoryError;
 use crate::wal::{Lsn, TimelineId};
 
 /// The slot that `--repo` uses, and the name under which the server sees the receiver.
@@ -73,6 +74,9 @@ pub(super) struct Arguments {
     connection: connect::ConnectionFlags,
 }
 
+/// How often it is looked whether a backup has ended.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Where the WAL goes; locked while it lives.
 struct Target {
     archive: Archive,
@@ -87,9 +91,25 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
-    let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
+    let (conninfo, mut upstream, application_name) = arguments.connection.connect(NAME).await?;
     // From here on there is something to end in good order.
     let stop = signals::stop()?;
+    let mut waited = false;
+    let target = loop {
+        if let Some(target) = arguments.target(&upstream)? {
+            break target;
+        }
+        if !std::mem::replace(&mut waited, true) {
+            info!("a backup holds the repository while it streams its own WAL; receiving begins when it has ended");
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+            return Ok(());
+        }
+    };
+    if waited {
+        // What the server said of itself has grown old.
+        upstream = Upstream::connect(&conninfo, &application_name).await?;
+    }
     let options = Options {
         conninfo,
         application_name,
@@ -102,7 +122,6 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         follow: arguments.follow_timeline,
         island: None,
     };
-    let target = arguments.target(&upstream)?;
     let mut tell = |event| log(event);
     let finished = receive(upstream, &target.archive, &options, &stop, &mut tell).await;
     if let (Err(_), Some(opened)) = (&finished, &target.opened) {
@@ -185,15 +204,21 @@ impl Arguments {
         }
     }
 
-    fn target(&self, upstream: &Upstream) -> Result<Target, Failure> {
+    /// `None` while a backup holds the repository: that ends by itself, and a service waits for it.
+    fn target(&self, upstream: &Upstream) -> Result<Option<Target>, Failure> {
         match (&self.repo, &self.directory) {
             (Some(repo), _) => {
                 let opened = connect::repository(upstream, repo)?;
-                let lock = opened.repository.lock(&who("receive"))?;
+                let lock = match opened.repository.lock(&who("receive")) {
+                    Err(RepositoryError::Locked(e)) if !self.no_loop && e.to_string().contains("walhold backup,") => {
+                        return Ok(None);
+                    }
+                    lock => lock?,
+                };
                 let packing = self.compress.map_or(Some(Packing::FAST), |WalCompression(packing)| packing);
-                Target::new(opened.repository.archive(), Some(opened), lock, packing)
+                Target::new(opened.repository.archive(), Some(opened), lock, packing).map(Some)
             }
-            (None, Some(directory)) => self.folder(directory, upstream),
+            (None, Some(directory)) => self.folder(directory, upstream).map(Some),
             (None, None) => Err(Failure::usage("name a repository (--repo) or a folder (-D)")),
         }
     }

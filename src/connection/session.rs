@@ -159,7 +159,10 @@ impl Session {
             return Err(ConnectError::TooOld { target: conninfo.target(), version });
         }
         if version.major() > ServerVersion::NEWEST_MAJOR {
-            warn!("{} is PostgreSQL {version}, newer than any that walhold knows", conninfo.target());
+            static ONCE: std::sync::Once = std::sync::Once::new();
+            ONCE.call_once(|| {
+                warn!("{} is PostgreSQL {version}, newer than any that walhold knows", conninfo.target());
+            });
         }
         if parameters.get("integer_datetimes").map(String::as_str) != Some("on") {
             return Err(wrong("integer_datetimes", "on"));
@@ -373,7 +376,7 @@ impl Session {
     /// # Errors
     /// When the connection is lost.
     pub async fn send_status(&mut self, status: &StandbyStatus) -> Result<(), Error> {
-        let Mode::Streaming { done: false } = self.mode else { return Err(Error::NotFree("reporting progress")) };
+        let Mode::Streaming { .. } = self.mode else { return Err(Error::NotFree("reporting progress")) };
         status.encode(self.wire.outbox());
         self.wire.flush().await.map_err(Error::Lost)
     }

@@ -308,7 +308,9 @@ impl Receiver {
             self.settle(out);
         }
         if self.status_due().is_some_and(|due| now >= due) {
-            self.reply(now, out);
+            // Also when the timeline has ended: the server goes on to count the silence while the disk
+            // holds up our CopyDone.
+            self.send(now, out);
         }
         Ok(())
     }
@@ -325,12 +327,17 @@ impl Receiver {
     }
 
     fn reply(&mut self, now: Instant, out: &mut Vec<Action>) {
+        // A server that has ended the timeline waits for our CopyDone and no other news.
+        if self.ending == Some(Ending::Timeline) {
+            self.asked = None;
+        } else {
+            self.send(now, out);
+        }
+    }
+
+    fn send(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.last_status = now;
         self.asked = None;
-        // A server that has ended the timeline waits for our CopyDone and nothing else.
-        if self.ending == Some(Ending::Timeline) {
-            return;
-        }
         let half = self.settings.sender_timeout.map(|timeout| timeout / 2);
         let ask = half.is_some_and(|half| now >= self.last_heard + half);
         out.push(Action::Reply(Status { ask, ..self.status() }));

@@ -243,8 +243,7 @@ async fn session(
             Err(ReceiveError::Session(e)) if is_removed(&e) && doubts.removed => {
                 return Err(upstream.gap(options, held).await);
             }
-            // Since 18 a slot that was invalidated cannot be streamed from.
-            Err(ReceiveError::Session(e)) if e.condition() == Some(Condition::NotReady) && !e.is_transient() => {
+            Err(ReceiveError::Session(e)) if upstream.is_invalidated(&e) => {
                 let ours = matches!(options.slot, Slot::Ensured(_));
                 doubts.slot_lost = ours && !std::mem::replace(&mut doubts.slot_remade, true);
                 return Err(match &options.slot {
@@ -299,6 +298,14 @@ async fn one_stream(
     if receiver.received() > start.lsn() {
         doubts.removed = false;
     }
+    // All is durable and reported, and the server counts the seconds until it has our word; what the
+    // writer does at its end may take some.
+    let end = match &streamed {
+        Ok(Ended::By(Ending::Timeline)) => Some(upstream.session.end_stream().await),
+        // A server that does not answer changes nothing.
+        Ok(Ended::By(_)) => timeout(FAREWELL, upstream.session.end_stream()).await.ok(),
+        _ => None,
+    };
     // What the writer has to say goes before a lost connection: it may be the reason.
     pipe.close().await?;
     doubts.passed(receiver.received());
@@ -306,13 +313,11 @@ async fn one_stream(
     match streamed? {
         Ended::ServerShutdown => Ok(OneStream::ServerShutdown),
         Ended::WriterGone => Err(ReceiveError::Ended),
-        Ended::By(Ending::Timeline) => match upstream.session.end_stream().await? {
-            StreamEnd::NextTimeline(next) => Ok(OneStream::Next(next, Some(received))),
-            StreamEnd::Ended => Ok(OneStream::ServerShutdown),
+        Ended::By(Ending::Timeline) => match end.transpose()? {
+            Some(StreamEnd::NextTimeline(next)) => Ok(OneStream::Next(next, Some(received))),
+            Some(StreamEnd::Ended) | None => Ok(OneStream::ServerShutdown),
         },
         Ended::By(ending) => {
-            // All is durable and reported; a server that does not answer changes nothing.
-            let _ = timeout(FAREWELL, upstream.session.end_stream()).await;
             let stopped = ending == Ending::Stopped;
             Ok(OneStream::Finished(if stopped { Finished::Stopped } else { Finished::EndPosition }))
         }

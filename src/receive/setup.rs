@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{Event, Gap, Options, ReceiveError, Slot};
 use crate::archive::{Archive, ArchiveError, OldEnd, Resumption};
-use crate::connection::{Conninfo, Purpose, Session, SlotAnswer};
+use crate::connection::{Conninfo, Error as SessionError, Purpose, Session, SlotAnswer};
 use crate::protocol::{Condition, NextTimeline, Retention, SlotKind, SlotName, SlotState};
 use crate::wal::{History, Lsn, Pos, Segment, SegmentSize, TimelineId};
 
@@ -109,6 +109,12 @@ impl Upstream {
                 Ok(self.find_slot(options, name).await?.flatten())
             }
         }
+    }
+
+    /// Whether the server refuses to stream because it has invalidated the slot, as servers do since 18.
+    pub(super) fn is_invalidated(&self, refusal: &SessionError) -> bool {
+        let new = self.session.server_version().major() >= 18;
+        new && refusal.condition() == Some(Condition::NotReady) && !refusal.is_transient()
     }
 
     /// Whether the slot, which keeps nothing, has lost its WAL for good. Only SQL tells it; before 16

@@ -158,8 +158,6 @@ impl Task<'_> {
         self.hand_over();
         for action in std::mem::take(&mut self.actions) {
             match action {
-                // A server that has sent its CopyDone waits for ours and nothing else.
-                Action::Reply(_) if self.done => {}
                 Action::Reply(status) => self.reply(status).await?,
                 Action::End(ending) => return Ok(Some(Ended::By(ending))),
                 Action::Append(_) | Action::Settle => {}
