@@ -25,6 +25,7 @@ mod stock;
 mod trace;
 
 mod backup;
+mod compress;
 mod crash;
 mod disk_full;
 mod durable;
@@ -88,6 +89,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p6_tls_and_channel_binding", tls::verified),
     ("p6_tls_is_never_less_than_asked_for", tls::refused),
     ("p7_files_are_those_of_pg_receivewal", identical::drain),
+    ("p7_compressed_archives_are_the_same", compress::identical),
+    ("p1_a_receiver_killed_while_it_compresses_loses_nothing", compress::killed),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
     ("pg_receivewal_refuses_what_the_real_one_refuses", pg_receivewal::refusals),
     ("pg_receivewal_makes_and_drops_slots", pg_receivewal::slots),

@@ -1,7 +1,10 @@
 //! PostgreSQL's own tools as judges of what walhold wrote.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+
+use walhold::codec::{Codec, reader};
 
 use crate::cluster::{Cluster, Lsn};
 use crate::room::{Outcome, Room};
@@ -52,10 +55,11 @@ pub(crate) fn plain_copy(room: &Room, wal: &Path, name: &str) -> PathBuf {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
         let bytes = fs::read(&path).unwrap();
-        let (name, bytes) = match name.strip_suffix(".zst") {
-            Some(name) => (name, zstd::decode_all(&bytes[..]).unwrap()),
-            None => (name, bytes),
-        };
+        let (name, codec) = Codec::split(name);
+        if codec != Codec::Plain && wal.join(name).exists() {
+            continue; // It is being compressed: the plain one counts.
+        }
+        let bytes = unpacked(codec, &bytes);
         if name.ends_with(".history") || is_segment(name.trim_end_matches(".partial")) {
             room.write(&to.join(name.trim_end_matches(".partial")), bytes);
         }
@@ -63,10 +67,18 @@ pub(crate) fn plain_copy(room: &Room, wal: &Path, name: &str) -> PathBuf {
     to
 }
 
-/// Names of the complete, plain segments in a folder, in order.
+/// What a whole file holds.
+pub(crate) fn unpacked(codec: Codec, bytes: &[u8]) -> Vec<u8> {
+    let mut data = Vec::new();
+    reader(codec, bytes).and_then(|mut decoder| decoder.read_to_end(&mut data)).unwrap();
+    data
+}
+
+/// Names of the complete segments in a folder, in order, without what tells how they are stored.
 pub(crate) fn segments(wal: &Path) -> Vec<String> {
-    let mut names = names(wal);
+    let mut names: Vec<_> = names(wal).into_iter().map(|name| Codec::split(&name).0.to_owned()).collect();
     names.retain(|n| is_segment(n));
+    names.dedup();
     names
 }
 
@@ -119,6 +131,6 @@ fn timeline(segment: &str) -> &str {
 }
 
 fn segment_size(wal: &Path) -> u64 {
-    let first = segments(wal).into_iter().next().expect("a segment");
-    fs::metadata(wal.join(first)).unwrap().len()
+    let name = names(wal).into_iter().find(|name| is_segment(Codec::split(name).0)).expect("a segment");
+    unpacked(Codec::split(&name).1, &fs::read(wal.join(name)).unwrap()).len() as u64
 }

@@ -1,13 +1,16 @@
 //! A server of WAL made by hand, a receiver without its connection, and what must be found on the
 //! disk after a power cut.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use walhold::archive::{Archive, ArchiveError, Durable, ResumeError, Resumption, Stopped, WalName, WriteError, Wrote};
+use walhold::codec::{self, Codec, Packing};
 use walhold::disk::{Access, Disk, DiskError, Simulated, Trouble};
 use walhold::wal::{Chain, History, HistoryFile, Lsn, Pos, Seed, Segment, SegmentSize, TimelineId};
 
@@ -192,8 +195,21 @@ pub(crate) fn dir() -> PathBuf {
     PathBuf::from("/wal")
 }
 
+thread_local! {
+    static LIVE: Cell<Option<Packing>> = const { Cell::new(None) };
+}
+
+/// From here on this test's receivers write compressed, or plain.
+pub(crate) fn receive_as(packing: Option<Packing>) {
+    LIVE.set(packing);
+}
+
 pub(crate) fn archive(disk: &Simulated) -> Archive {
-    Archive::new(dir(), Arc::new(disk.clone()), size(), Some(SYSTEM), 0o600)
+    let archive = Archive::new(dir(), Arc::new(disk.clone()), size(), Some(SYSTEM), 0o600);
+    match LIVE.get() {
+        Some(packing) => archive.compressed_live(packing),
+        None => archive,
+    }
 }
 
 impl World {
@@ -370,6 +386,39 @@ pub(crate) fn files(disk: &dyn Disk, dir: &Path) -> Result<Files, DiskError> {
     Ok(files)
 }
 
+/// What a file's bytes stand for: all of it, or what decodes of a partial.
+fn decoded(name: &str, bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let Some(WalName::Segment { codec, partial, .. }) = WalName::parse(name, size()) else {
+        return Ok(bytes.to_vec());
+    };
+    let (mut data, mut piece) = (Vec::new(), [0; 1000]);
+    let mut decoder = match codec::reader(codec, bytes) {
+        Ok(decoder) => decoder,
+        Err(_) if partial => return Ok(data),
+        Err(e) => return Err(format!("{name}: {e}")),
+    };
+    loop {
+        match decoder.read(&mut piece) {
+            Ok(0) => return Ok(data),
+            Ok(n) => data.extend(&piece[..n]),
+            Err(_) if partial => return Ok(data),
+            Err(e) => return Err(format!("{name}: {e}")),
+        }
+    }
+}
+
+/// The same folder with nothing compressed; where a segment is there twice, the plain one counts.
+fn as_plain(files: Files) -> Result<Files, String> {
+    let mut plain = Files::new();
+    for (name, bytes) in files {
+        let bytes = decoded(&name, &bytes)?;
+        let codecs = Codec::ALL.into_iter().filter(|codec| *codec != Codec::Plain);
+        let name = codecs.fold(name, |name, codec| name.replace(codec.suffix(), ""));
+        plain.entry(name).or_insert(bytes);
+    }
+    Ok(plain)
+}
+
 pub(crate) fn content(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, DiskError> {
     let file = disk.open(path, Access::Read)?;
     let mut bytes = vec![0; usize::try_from(file.size()?).unwrap()];
@@ -429,7 +478,7 @@ fn goes_on(disk: &Simulated, server: &Server, expected: &Files) -> Result<(), St
     receive(disk, &mut acks, server, u64::MAX, BULK, &mut Dice(1)).map_err(text)?;
     let last = acks.last().map(|ack| ack.pos);
     ensure!(last.is_none_or(|last| last == server.end_pos()), "the end is {last:?}");
-    let found = files(disk, &dir()).map_err(text)?;
+    let (found, expected) = (as_plain(files(disk, &dir()).map_err(text)?)?, &as_plain(expected.clone())?);
     let names = |files: &Files| files.keys().cloned().collect::<Vec<_>>();
     ensure!(names(&found) == names(expected), "in the end there are {:?}, not {:?}", names(&found), names(expected));
     for (name, bytes) in &found {
@@ -472,6 +521,7 @@ pub(crate) fn holds(disk: &Simulated, server: &Server, acked: Pos) -> Result<(),
 /// What bears a final name is complete, and no segment of a timeline is there before its history.
 fn final_names_are_whole(files: &Files, server: &Server) -> Result<(), String> {
     for (name, bytes) in files {
+        let bytes = &decoded(name, bytes)?;
         match WalName::parse(name, size()) {
             Some(WalName::Segment { segment, partial, .. }) => {
                 let history = HistoryFile(segment.tli()).name();

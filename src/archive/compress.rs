@@ -99,9 +99,9 @@ pub struct Compressor {
 }
 
 impl Compressor {
-    /// Begins with the complete segments that are plain in `archive`, which must be locked by the
-    /// caller; [`Archive::compressed_by`] makes those that follow known. `report` is called in the
-    /// thread.
+    /// For `archive`, which must be locked by the caller. Nothing is done before
+    /// [`Compressor::look`], or before a writer of [`Archive::compressed_by`] completes a segment.
+    /// `report` is called in the thread.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -115,6 +115,11 @@ impl Compressor {
         let work = Work { archive, queue: Arc::clone(&queue), packing, given_up: BTreeSet::new(), report };
         let thread = std::thread::Builder::new().name("compressor".into()).spawn(move || work.run())?;
         Ok(Self { queue, thread: Some(thread) })
+    }
+
+    /// Lets it compress all complete segments that are plain: what an earlier process has left.
+    pub fn look(&self) {
+        self.queue.look();
     }
 
     /// Lets it end when all that is known has been compressed.
@@ -194,6 +199,11 @@ impl Queue {
         } else {
             orders.missed = true;
         }
+        self.changed.notify_all();
+    }
+
+    fn look(&self) {
+        lock(&self.orders).missed = true;
         self.changed.notify_all();
     }
 
@@ -282,9 +292,8 @@ impl<R: FnMut(Compressed)> Work<R> {
     fn run(mut self) {
         // This thread alone, on Linux. Without it, it merely competes.
         let _ = rustix::process::setpriority_process(None, NICE);
-        let mut order = Order::Folder;
         loop {
-            let all_fit = match order {
+            let all_fit = match self.queue.next() {
                 Order::End => return,
                 Order::One(segment) => self.compress(segment),
                 Order::Folder => self.folder(),
@@ -292,7 +301,6 @@ impl<R: FnMut(Compressed)> Work<R> {
             if !all_fit {
                 self.queue.pause();
             }
-            order = self.queue.next();
         }
     }
 
@@ -514,3 +522,6 @@ fn append(file: &mut dyn File, at: u64, ready: &mut Vec<u8>) -> Result<u64, Disk
     ready.clear();
     Ok(end)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Archive, ArchiveError, MAX_HISTORY};
 use crate::codec::{self, Codec, DecodeError};
@@ -122,8 +122,14 @@ impl SegmentReader {
                     (read, None) => read,
                     // A partial's last frame may lack its end: what decodes before that counts.
                     (read, Some(source)) if self.form.partial && is_about_data(&source) => {
-                        self.source = Source::Cut(file.clone());
-                        read
+                        let file = file.clone();
+                        let more = up_to_the_fault(self.form.codec, &file, self.next + read as u64);
+                        let more = more.map_err(|source| ArchiveError::Decode { path: self.path.clone(), source })?;
+                        let room = self.buffer.get_mut(read..).unwrap_or_default();
+                        let n = more.len().min(room.len());
+                        room[..n].copy_from_slice(&more[..n]);
+                        self.source = Source::Cut(file);
+                        read + n
                     }
                     (_, Some(source)) => return Err(ArchiveError::Decode { path: self.path.clone(), source }),
                 },
@@ -192,6 +198,23 @@ fn read_full(from: &mut impl Read, into: &mut [u8]) -> (usize, Option<io::Error>
     (done, None)
 }
 
+/// What decodes before a fault, from `offset` on. A decoder that meets a fault does not say what it has
+/// decoded in the same call; one that is given single bytes has given out all that came before.
+fn up_to_the_fault(codec: Codec, file: &Shared, offset: u64) -> io::Result<Vec<u8>> {
+    // The fault lies in what was given last.
+    let crawl = file.lock().given.saturating_sub(CHUNK as u64);
+    let mut more = Vec::new();
+    let decoded = codec::reader(codec, Sequential::new(file.clone(), crawl)).and_then(|mut decoder| {
+        io::copy(&mut Read::by_ref(&mut decoder).take(offset), &mut io::sink())?;
+        // All that is behind it fitted into a buffer.
+        decoder.take(CHUNK as u64).read_to_end(&mut more)
+    });
+    match decoded {
+        Err(e) if !is_about_data(&e) => Err(e),
+        _ => Ok(more),
+    }
+}
+
 /// Whether the file could be read, and it is its content that is wrong.
 fn is_about_data(e: &io::Error) -> bool {
     e.get_ref().is_some_and(|inner| inner.is::<DecodeError>())
@@ -199,15 +222,25 @@ fn is_about_data(e: &io::Error) -> bool {
 
 /// A file that a decoder reads, and that is synced when that is done.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Option<Box<dyn File>>>>);
+struct Shared(Arc<Mutex<Held>>);
+
+struct Held {
+    file: Option<Box<dyn File>>,
+    /// Bytes that the decoder has been given.
+    given: u64,
+}
 
 impl Shared {
     fn new(file: Box<dyn File>) -> Self {
-        Self(Arc::new(Mutex::new(Some(file))))
+        Self(Arc::new(Mutex::new(Held { file: Some(file), given: 0 })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self) -> Option<Box<dyn File>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.lock().file.take()
     }
 }
 
@@ -218,16 +251,19 @@ struct Sequential {
     /// Aligned, for a file that may be read past the page cache.
     buffer: AlignedBuf,
     filled: Range<usize>,
+    given: u64,
+    /// From here on single bytes are given.
+    crawl: u64,
 }
 
 impl Sequential {
-    fn new(file: Shared) -> Self {
-        Self { file, at: 0, buffer: AlignedBuf::zeroed(CHUNK), filled: 0..0 }
+    fn new(file: Shared, crawl: u64) -> Self {
+        Self { file, at: 0, buffer: AlignedBuf::zeroed(CHUNK), filled: 0..0, given: 0, crawl }
     }
 
     fn refill(&mut self) -> io::Result<()> {
-        let held = self.file.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = held.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let held = self.file.lock();
+        let file = held.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let at_end = !self.at.is_multiple_of(file.alignment() as u64);
         let read = if at_end { 0 } else { file.read_at(self.at, &mut self.buffer).map_err(io::Error::other)? };
         self.at += read as u64;
@@ -241,15 +277,20 @@ impl Read for Sequential {
         if self.filled.is_empty() {
             self.refill()?;
         }
+        let most = usize::try_from(self.crawl.saturating_sub(self.given)).unwrap_or(usize::MAX).max(1);
+        let most = most.min(into.len());
+        let into = into.get_mut(..most).unwrap_or_default();
         let n = self.buffer.get(self.filled.clone()).unwrap_or_default().read(into)?;
         self.filled.start += n;
+        self.given += n as u64;
+        self.file.lock().given = self.given;
         Ok(n)
     }
 }
 
 /// Decodes a whole file.
 pub(super) fn decoder(codec: Codec, file: Box<dyn File>) -> io::Result<Box<dyn Read + Send>> {
-    codec::reader(codec, Sequential::new(Shared::new(file)))
+    codec::reader(codec, Sequential::new(Shared::new(file), u64::MAX))
 }
 
 impl Archive {
@@ -293,7 +334,7 @@ impl Archive {
             Source::Plain(file)
         } else {
             let file = Shared::new(file);
-            match codec::reader(form.codec, Sequential::new(file.clone())) {
+            match codec::reader(form.codec, Sequential::new(file.clone(), u64::MAX)) {
                 Ok(decoder) => Source::Decoded { decoder, file },
                 Err(e) if form.partial && is_about_data(&e) => Source::Cut(file),
                 Err(source) => return Err(ArchiveError::Decode { path, source }),

@@ -10,39 +10,39 @@ use crate::disk::Real;
 use crate::wal::chain::built::Log;
 use crate::wal::{History, Lsn, Pos, Segment};
 
-const SIZE: u64 = 1 << 20;
-const START: u64 = 3 * SIZE;
-const SYSTEM: u64 = 77;
+pub(super) const SIZE: u64 = 1 << 20;
+pub(super) const START: u64 = 3 * SIZE;
+pub(super) const SYSTEM: u64 = 77;
 
-struct Folder {
-    archive: Archive,
-    dir: tempfile::TempDir,
+pub(super) struct Folder {
+    pub(super) archive: Archive,
+    pub(super) dir: tempfile::TempDir,
 }
 
 impl Folder {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let size = SegmentSize::new(SIZE).unwrap();
         let archive = Archive::new(dir.path().to_owned(), Arc::new(Real::new()), size, Some(SYSTEM), 0o600);
         Self { archive, dir }
     }
 
-    fn segment(&self, no: u64) -> Segment {
+    pub(super) fn segment(&self, no: u64) -> Segment {
         Segment::containing(Pos::new(TimelineId::FIRST, Lsn::new(no * SIZE)), self.archive.size())
     }
 
-    fn begin(&self) -> Resumption {
+    pub(super) fn begin(&self) -> Resumption {
         match self.archive.resume(None).unwrap() {
             Some(resumption) => resumption,
             None => self.archive.begin(&History::first(), self.segment(3)).unwrap(),
         }
     }
 
-    fn read(&self, name: &str) -> Vec<u8> {
+    pub(super) fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.dir.path().join(name)).unwrap()
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         let mut names: Vec<_> =
             fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
@@ -69,7 +69,7 @@ impl Folder {
     }
 }
 
-fn log() -> Log {
+pub(super) fn log() -> Log {
     let mut log = Log::new(START, SIZE, 1, SYSTEM);
     for n in 0..900_usize {
         log.record(10, 0, &vec![n as u8 | 1; n * 7 % 3000 + 1]);
@@ -90,7 +90,7 @@ fn reached(log: &Log, upto: u64) -> u64 {
     if (switch..end).contains(&upto) { end } else { upto }
 }
 
-fn feed(writer: &mut Writer, log: &Log, upto: u64, step: usize) -> Vec<Wrote> {
+pub(super) fn feed(writer: &mut Writer, log: &Log, upto: u64, step: usize) -> Vec<Wrote> {
     let mut told = Vec::new();
     while writer.at().lsn().get() < upto {
         let from = (writer.at().lsn().get() - log.start) as usize;

@@ -479,3 +479,6 @@ impl Drop for Writer {
         self.spare.discard(&self.archive);
     }
 }
+
+#[cfg(test)]
+mod tests;

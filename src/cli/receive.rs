@@ -122,7 +122,13 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         follow: arguments.follow_timeline,
         island: None,
     };
-    let mut tell = |event| log(event);
+    let mut tell = |event| {
+        if let (Event::Streaming(_), Some(compressor)) = (&event, &target.compressor) {
+            // Not before: a receiver that is refused changes nothing.
+            compressor.look();
+        }
+        log(event);
+    };
     let finished = receive(upstream, &target.archive, &options, &stop, &mut tell).await;
     if let (Err(_), Some(opened)) = (&finished, &target.opened) {
         opened.clean_up();

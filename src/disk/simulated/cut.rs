@@ -172,7 +172,8 @@ impl FileNode {
         let (old, new) = (self.durable.len(), self.device.len());
         match dice.below(4) {
             0 => old,
-            1 if new > old => (old + dice.below(new - old)) / SECTOR as u64 * SECTOR as u64,
+            // What was synced is not cut off, wherever in a sector it ends.
+            1 if new > old => ((old + dice.below(new - old)) / SECTOR as u64 * SECTOR as u64).max(old),
             _ => new,
         }
     }
