@@ -270,6 +270,13 @@ impl<'a> Cluster<'a> {
         wait_until("nobody to stream", SOON, || self.sql("select count(*) from pg_stat_replication") == "0");
     }
 
+    /// Waits until no receiver streams, whatever standby does.
+    #[track_caller]
+    pub(crate) fn wait_for_no_walhold(&self) {
+        let sql = "select count(*) from pg_stat_replication where application_name = 'walhold'";
+        wait_until("no receiver to stream", SOON, || self.sql(sql) == "0");
+    }
+
     /// Waits until the slot's position, which is what its receiver reported as flushed, has reached `target`.
     #[track_caller]
     pub(crate) fn wait_for_slot(&self, slot: &str, target: Lsn) {

@@ -25,11 +25,13 @@ mod stock;
 mod trace;
 
 mod backup;
+mod certificates;
 mod compress;
 mod crash;
 mod disk_full;
 mod durable;
 mod failover;
+mod hosts;
 mod identical;
 mod pg_receivewal;
 mod readme;
@@ -88,6 +90,12 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p6_folders_that_cannot_be_used_are_named", refusals::folders),
     ("p6_tls_and_channel_binding", tls::verified),
     ("p6_tls_is_never_less_than_asked_for", tls::refused),
+    ("p6_client_certificates_are_shown", certificates::of_client),
+    ("p6_a_revoked_server_is_refused", certificates::revoked),
+    ("p6_tls_without_asking", certificates::direct),
+    ("hosts_are_tried_until_one_will_do", hosts::looked_for),
+    ("hosts_are_tried_again_after_a_failover", hosts::failover),
+    ("hosts_and_more_come_from_a_service_file", hosts::service),
     ("p7_files_are_those_of_pg_receivewal", identical::drain),
     ("p7_compressed_archives_are_the_same", compress::identical),
     ("p1_a_receiver_killed_while_it_compresses_loses_nothing", compress::killed),

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsAcceptor;
 use walhold::connection::{ConnectError, LoginError, Purpose, Session, TlsError};
 use walhold::protocol::{FramingError, ProtocolError};
@@ -371,7 +370,7 @@ async fn a_unix_socket_and_a_password_file_do() {
 }
 
 #[allow(clippy::disallowed_methods, reason = "a test's own file")]
-fn password_file(home: &std::path::Path, content: &str) {
+pub(crate) fn password_file(home: &std::path::Path, content: &str) {
     use std::os::unix::fs::PermissionsExt;
     let path = home.join(".pgpass");
     std::fs::write(&path, content).unwrap();
@@ -417,9 +416,8 @@ impl Identity {
 }
 
 /// Agrees to TLS; `None` when the client then does not like the certificate.
-async fn accept_tls(peer: Peer, acceptor: &TlsAcceptor) -> Option<Peer> {
-    let mut tcp = peer.into_tls_request().await;
-    tcp.write_all(b"S").await.unwrap();
+pub(crate) async fn accept_tls(peer: Peer, acceptor: &TlsAcceptor) -> Option<Peer> {
+    let tcp = peer.into_tls_request_answered().await;
     acceptor.accept(tcp).await.ok().map(Peer::over)
 }
 

@@ -7,8 +7,10 @@
 )]
 
 mod captured;
+mod client_tls;
 mod crash;
 mod hostile;
+mod hosts;
 mod login;
 mod receive;
 mod scram;

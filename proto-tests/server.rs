@@ -68,6 +68,11 @@ impl Server {
         conninfo(&format!("{} user=tester {more}", self.address), None)
     }
 
+    /// Where it listens.
+    pub(crate) fn port(&self) -> &str {
+        self.address.rsplit('=').next().unwrap()
+    }
+
     /// Logs in to a server whose script begins with [`Peer::log_in`].
     pub(crate) async fn session(&self) -> Session {
         Session::connect(&self.conninfo("sslmode=disable"), Purpose::Replication, "walhold").await.unwrap()
@@ -124,12 +129,24 @@ impl Peer {
         Self { socket: Box::new(tokio::io::empty()), tcp: Some(socket) }
     }
 
+    /// The connection as it comes in, for whoever takes it on from there.
+    pub(crate) fn into_tcp(mut self) -> TcpStream {
+        self.tcp.take().unwrap()
+    }
+
     /// The connection after the client has asked for TLS, for whoever takes it on from there.
     pub(crate) async fn into_tls_request(mut self) -> TcpStream {
         let mut tcp = self.tcp.take().unwrap();
         let mut request = [0; 8];
         tcp.read_exact(&mut request).await.unwrap();
         assert_eq!(request, SSL_REQUEST);
+        tcp
+    }
+
+    /// The connection after the client has asked for TLS and was told that it may have it.
+    pub(crate) async fn into_tls_request_answered(self) -> TcpStream {
+        let mut tcp = self.into_tls_request().await;
+        tcp.write_all(b"S").await.unwrap();
         tcp
     }
 
@@ -204,6 +221,17 @@ impl Peer {
         let body = body.strip_prefix(&[0, 3, 0, 0]).unwrap().strip_suffix(&[0, 0]).unwrap();
         let words: Vec<_> = body.split(|b| *b == 0).map(|word| String::from_utf8(word.to_vec()).unwrap()).collect();
         words.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
+    }
+
+    /// Whether a start-up message comes at all.
+    pub(crate) async fn next_startup(&mut self) -> bool {
+        let mut length = [0; 4];
+        if self.socket().read_exact(&mut length).await.is_err() {
+            return false;
+        }
+        let len = usize::try_from(u32::from_be_bytes(length)).unwrap() - 4;
+        self.read(len).await;
+        true
     }
 
     /// Waits until the client hangs up, saying nothing more than perhaps goodbye.

@@ -65,7 +65,8 @@ async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
     let stop = signals::stop()?;
     let opened = connect::repository(&upstream, &arguments.repo)?;
     let options = Options {
-        conninfo,
+        // Its WAL must come from the server that is copied, where the slot is.
+        conninfo: conninfo.at(&upstream.session),
         application_name,
         label: arguments.label.clone(),
         checkpoint: match arguments.checkpoint {

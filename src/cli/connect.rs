@@ -23,10 +23,10 @@ pub(super) struct ConnectionFlags {
     /// Connection string (key=value or URI)
     #[arg(short, long, value_name = "CONNSTR", env = "WALHOLD_DBNAME")]
     pub(super) dbname: Option<String>,
-    /// Server host, or directory of its socket
+    /// Server host, or directory of its socket; several with commas
     #[arg(short = 'h', long, env = "WALHOLD_HOST")]
     pub(super) host: Option<String>,
-    /// Server port
+    /// Server port; one, or one for each host
     #[arg(short, long, env = "WALHOLD_PORT")]
     pub(super) port: Option<String>,
     /// Role to connect as

@@ -104,7 +104,7 @@ impl Failure {
 impl From<ConninfoError> for Failure {
     fn from(e: ConninfoError) -> Self {
         Self::usage(e.to_string())
-            .hint("connection settings come from -d, -h, -p, -U and the PG* environment variables")
+            .hint("connection settings come from -d, -h, -p, -U, the service file and the PG* environment variables")
     }
 }
 

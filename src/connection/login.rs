@@ -1,48 +1,36 @@
-//! From an open socket to a server that waits for commands.
+//! From a connection to a server until it waits for commands: start-up, authentication, settings.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{self, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
-use rustix::net::sockopt;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::conninfo::{ChannelBinding, Conninfo, Endpoint, Method, SslMode};
-use super::session::Purpose;
-use super::tls::{self, Tls};
+use super::client_cert::Shown;
+use super::conninfo::Conninfo;
+use super::encryption::CertMode;
+use super::hosts::Host;
+use super::method::{ChannelBinding, Method};
 use super::wire::Wire;
-use super::{ConnectError, LoginError, TlsError, passfile};
-use crate::protocol::{Condition, Frame, Phase, ProtocolError, Reply, ServerError};
-
-/// More addresses than this behind one name are not tried.
-const MAX_ADDRESSES: usize = 16;
+use super::{ConnectError, LoginError, passfile, tls};
+use crate::protocol::{Frame, Phase, ProtocolError, Reply, ServerError};
 
 /// Settings that a server reports at login: about fifteen.
 const MAX_PARAMETERS: usize = 256;
 
-/// A connection that the server has accepted.
-pub(super) struct Accepted {
-    pub(super) wire: Wire,
-    pub(super) parameters: BTreeMap<String, String>,
-}
-
-/// Whether to use TLS in an attempt.
+/// What a session is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum TlsUse {
-    Never,
-    IfOffered,
-    Always,
+pub enum Purpose {
+    /// Physical replication: streams, slots and base backups, no SQL.
+    Replication,
+    /// SQL in the database that the connection string names, else in `postgres`.
+    Sql,
 }
 
 /// What login depends on.
@@ -50,14 +38,17 @@ pub(super) struct Login<'a> {
     pub(super) conninfo: &'a Conninfo,
     pub(super) purpose: Purpose,
     pub(super) application_name: &'a str,
+    pub(super) host: &'a Host,
+    /// The host in messages.
+    pub(super) target: &'a str,
 }
 
-/// An attempt that failed.
-struct Failure {
-    error: ConnectError,
+/// A login that failed.
+pub(super) struct Failure {
+    pub(super) error: ConnectError,
     /// The server had asked for proof of who we are; it will not be told again over another
     /// connection that is less safe.
-    asked: bool,
+    pub(super) asked: bool,
 }
 
 impl From<ConnectError> for Failure {
@@ -66,176 +57,17 @@ impl From<ConnectError> for Failure {
     }
 }
 
-impl Failure {
-    /// Whether `sslmode=allow` and `prefer` try the other way: TLS failed, or `pg_hba.conf` has no
-    /// line for this one.
-    fn may_be_the_encryption(&self) -> bool {
-        match &self.error {
-            ConnectError::Tls { source, .. } => {
-                matches!(source, TlsError::NotOffered | TlsError::Handshake(_) | TlsError::Certificate(_))
-            }
-            ConnectError::Refused { error, .. } => !self.asked && error.condition() == Condition::NotAdmitted,
-            _ => false,
-        }
-    }
-}
-
-/// Connects and logs in.
-pub(super) async fn connect(login: &Login<'_>) -> Result<Accepted, ConnectError> {
-    let unix = matches!(login.conninfo.endpoint, Endpoint::Unix(_));
-    let (first, second) = match login.conninfo.ssl_mode {
-        // Nobody can listen in on a Unix socket, and servers have no TLS there.
-        _ if unix => (TlsUse::Never, None),
-        SslMode::Disable => (TlsUse::Never, None),
-        SslMode::Allow => (TlsUse::Never, Some(TlsUse::Always)),
-        SslMode::Prefer => (TlsUse::IfOffered, Some(TlsUse::Never)),
-        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => (TlsUse::Always, None),
-    };
-    let failure = match login.attempt(first).await {
-        Ok(accepted) => return Ok(accepted),
-        Err(failure) => failure,
-    };
-    let Some(second) = second.filter(|_| failure.may_be_the_encryption()) else { return Err(failure.error) };
-    debug!("{}; trying again with TLS {second:?}", failure.error);
-    match login.attempt(second).await {
-        Ok(accepted) => Ok(accepted),
-        Err(_) if matches!(failure.error, ConnectError::Tls { .. }) => Err(failure.error),
-        Err(later) => Err(later.error),
-    }
-}
+/// What a server reports about itself.
+pub(super) type Parameters = BTreeMap<String, String>;
 
 impl Login<'_> {
-    fn target(&self) -> String {
-        self.conninfo.target()
-    }
-
-    async fn attempt(&self, tls: TlsUse) -> Result<Accepted, Failure> {
-        match &self.conninfo.endpoint {
-            Endpoint::Unix(sockets) => self.within_limit(self.over_unix(sockets)).await,
-            Endpoint::Tcp { host, address, port } => {
-                let addresses = match address {
-                    Some(address) => vec![SocketAddr::new(*address, *port)],
-                    None => self.within_limit(self.resolve(host, *port)).await?,
-                };
-                self.over_tcp(host, &addresses, tls).await
-            }
+    /// Logs in over a connection that nothing has been said on yet.
+    pub(super) async fn log_in(&self, wire: Wire, cover: Cover) -> Result<(Wire, Parameters), Failure> {
+        let mut exchange = Exchange { login: self, wire, cover, asked: false, passfile: None };
+        match exchange.run().await {
+            Ok(parameters) => Ok((exchange.wire, parameters)),
+            Err(error) => Err(Failure { error, asked: exchange.asked }),
         }
-    }
-
-    /// Each address gets the whole time limit, as in libpq.
-    async fn within_limit<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let Some(limit) = self.conninfo.timeout else { return work.await };
-        let late = |_| ConnectError::TimedOut { target: self.target(), limit };
-        timeout(limit, work).await.map_err(late)?
-    }
-
-    async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
-        let failed = |source| ConnectError::Resolve { host: host.to_owned(), source };
-        let found = tokio::net::lookup_host((host, port)).await.map_err(failed)?;
-        let addresses: Vec<_> = found.take(MAX_ADDRESSES).collect();
-        if addresses.is_empty() {
-            return Err(failed(io::ErrorKind::NotFound.into()).into());
-        }
-        Ok(addresses)
-    }
-
-    async fn over_unix(&self, sockets: &[PathBuf]) -> Result<Accepted, Failure> {
-        let mut failure = io::Error::from(io::ErrorKind::NotFound);
-        for path in sockets {
-            match UnixStream::connect(path).await {
-                Ok(socket) => return self.log_in(Wire::new(Box::new(socket)), Encryption::None).await,
-                // A server that is there but says no is the one that was meant.
-                Err(error) if failure.kind() == io::ErrorKind::NotFound => failure = error,
-                Err(_) => {}
-            }
-        }
-        Err(ConnectError::Unreachable { target: self.target(), source: failure }.into())
-    }
-
-    /// The first address that somebody answers at decides.
-    async fn over_tcp(&self, host: &str, addresses: &[SocketAddr], tls: TlsUse) -> Result<Accepted, Failure> {
-        let mut failure = None;
-        for address in addresses {
-            let outcome = self.within_limit(self.at_address(host, *address, tls)).await;
-            match outcome {
-                Err(Failure {
-                    error: error @ (ConnectError::Unreachable { .. } | ConnectError::TimedOut { .. }),
-                    ..
-                }) => {
-                    failure = Some(error);
-                }
-                outcome => return outcome,
-            }
-        }
-        let nobody = || ConnectError::Unreachable { target: self.target(), source: io::ErrorKind::NotFound.into() };
-        Err(failure.unwrap_or_else(nobody).into())
-    }
-
-    async fn at_address(&self, host: &str, address: SocketAddr, tls: TlsUse) -> Result<Accepted, Failure> {
-        let unreachable = |source| ConnectError::Unreachable { target: self.target(), source };
-        let mut socket = TcpStream::connect(address).await.map_err(unreachable)?;
-        self.tune(&socket).map_err(unreachable)?;
-        let failed = |source| ConnectError::Tls { target: self.target(), source };
-        if tls == TlsUse::Never {
-            return self.log_in(Wire::new(Box::new(socket)), Encryption::None).await;
-        }
-        let offered = self.ask_for_tls(&mut socket).await?;
-        match (offered, tls) {
-            (true, _) => {
-                let prepared = Tls::prepare(self.conninfo, host, address.ip()).map_err(failed)?;
-                let stream = prepared.handshake(socket).await.map_err(failed)?;
-                let end_point = tls::end_point(&stream);
-                self.log_in(Wire::new(Box::new(stream)), Encryption::Tls { end_point }).await
-            }
-            (false, TlsUse::Always) => Err(failed(TlsError::NotOffered).into()),
-            (false, _) => self.log_in(Wire::new(Box::new(socket)), Encryption::None).await,
-        }
-    }
-
-    fn tune(&self, socket: &TcpStream) -> io::Result<()> {
-        let settings = &self.conninfo.tcp;
-        socket.set_nodelay(true)?;
-        sockopt::set_socket_keepalive(socket, settings.keepalives)?;
-        if settings.keepalives {
-            settings.idle.map(|idle| sockopt::set_tcp_keepidle(socket, idle)).transpose()?;
-            settings.interval.map(|interval| sockopt::set_tcp_keepintvl(socket, interval)).transpose()?;
-            settings.count.map(|count| sockopt::set_tcp_keepcnt(socket, count)).transpose()?;
-        }
-        settings.user_timeout.map(|timeout| sockopt::set_tcp_user_timeout(socket, timeout)).transpose()?;
-        Ok(())
-    }
-
-    /// The answer is one byte; the server then waits for us. Room for two shows when more comes.
-    async fn ask_for_tls(&self, socket: &mut TcpStream) -> Result<bool, Failure> {
-        let mut request = BytesMut::new();
-        frontend::ssl_request(&mut request);
-        let mut answer = [0; 2];
-        let exchange = async {
-            socket.write_all(&request).await?;
-            socket.read(&mut answer).await
-        };
-        let read = exchange.await.map_err(|source| self.lost(source))?;
-        let failed = |source| Err(ConnectError::Tls { target: self.target(), source }.into());
-        match (read, answer) {
-            (0, _) => Err(self.lost(io::ErrorKind::UnexpectedEof.into()).into()),
-            (1, [b'S', _]) => Ok(true),
-            (1, [b'N', _]) => Ok(false),
-            (_, [b'S' | b'N', _]) => failed(TlsError::Injected),
-            (_, [other, _]) => failed(TlsError::Answer(other)),
-        }
-    }
-
-    fn lost(&self, source: io::Error) -> ConnectError {
-        ConnectError::Lost { target: self.target(), source }
-    }
-
-    async fn log_in(&self, wire: Wire, encryption: Encryption) -> Result<Accepted, Failure> {
-        let mut exchange = Exchange { login: self, wire, encryption, asked: false, passfile: None };
-        let parameters = match exchange.run().await {
-            Ok(parameters) => parameters,
-            Err(error) => return Err(Failure { error, asked: exchange.asked }),
-        };
-        Ok(Accepted { wire: exchange.wire, parameters })
     }
 
     fn database(&self) -> &str {
@@ -253,18 +85,20 @@ impl Login<'_> {
             return Some((given, None));
         }
         let path = conninfo.passfile.as_ref()?;
-        let host = conninfo.passfile_host();
-        let key = passfile::Key { host: &host, port: conninfo.port, database: self.database(), user: conninfo.user() };
+        let (host, port) = (self.host.passfile_name(), self.host.port);
+        let key = passfile::Key { host, port, database: self.database(), user: conninfo.user() };
         passfile::password(path, key).map(|password| (password, Some(path.clone())))
     }
 }
 
 /// How the connection is encrypted.
-enum Encryption {
+pub(super) enum Cover {
     None,
     Tls {
         /// What channel binding binds to, where that is defined.
         end_point: Option<Vec<u8>>,
+        /// What the server has seen of our certificate.
+        shown: Shown,
     },
 }
 
@@ -272,7 +106,7 @@ enum Encryption {
 struct Exchange<'a> {
     login: &'a Login<'a>,
     wire: Wire,
-    encryption: Encryption,
+    cover: Cover,
     /// The server has asked for proof of who we are.
     asked: bool,
     passfile: Option<PathBuf>,
@@ -281,9 +115,10 @@ struct Exchange<'a> {
 const DURING: &str = "logging in";
 
 impl Exchange<'_> {
-    async fn run(&mut self) -> Result<BTreeMap<String, String>, ConnectError> {
+    async fn run(&mut self) -> Result<Parameters, ConnectError> {
         self.start_up().await?;
         self.authenticate().await?;
+        self.certificate_used()?;
         self.parameters().await
     }
 
@@ -305,15 +140,15 @@ impl Exchange<'_> {
 
     /// Sends what a function of `frontend` has put into the outbox.
     async fn send(&mut self, written: io::Result<()>) -> Result<(), ConnectError> {
-        written.map_err(|source| self.login.lost(source))?;
-        self.wire.flush().await.map_err(|source| self.login.lost(source))
+        written.map_err(|source| self.lost(source))?;
+        self.wire.flush().await.map_err(|source| self.lost(source))
     }
 
     async fn frame(&mut self) -> Result<Frame, ConnectError> {
         loop {
             match self.wire.buffered() {
                 Ok(Some(frame)) => return Ok(frame),
-                Ok(None) => self.wire.fill().await.map_err(|source| self.login.lost(source))?,
+                Ok(None) => self.wire.fill().await.map_err(|source| self.lost(source))?,
                 Err(error) => return Err(self.protocol(error.into())),
             }
         }
@@ -364,6 +199,23 @@ impl Exchange<'_> {
         self.unbound("let us in without authentication")
     }
 
+    /// Holds the server to `sslcertmode=require`.
+    fn certificate_used(&self) -> Result<(), ConnectError> {
+        let shown = match self.cover {
+            Cover::None => Shown::NotAsked,
+            Cover::Tls { shown, .. } => shown,
+        };
+        match (self.login.conninfo.encryption.client.mode, shown) {
+            (CertMode::Disable | CertMode::Allow, _) | (CertMode::Require, Shown::Sent) => Ok(()),
+            (CertMode::Require, Shown::NotAsked) => {
+                Err(self.failed(LoginError::CertificateNotUsed("did not ask for a certificate")))
+            }
+            (CertMode::Require, Shown::NotSent) => {
+                Err(self.failed(LoginError::CertificateNotUsed("let us in without one")))
+            }
+        }
+    }
+
     /// Refuses to go on without channel binding if it is required.
     fn unbound(&self, what: &'static str) -> Result<(), ConnectError> {
         match self.login.conninfo.channel_binding {
@@ -391,7 +243,7 @@ impl Exchange<'_> {
     async fn clear_text(&mut self) -> Result<(), ConnectError> {
         self.method(Method::Password, "a password in clear text")?;
         self.unbound("asks for a password in clear text")?;
-        if matches!(self.encryption, Encryption::None) {
+        if matches!(self.cover, Cover::None) {
             warn!("the server asks for the password in clear text over a connection without TLS");
         }
         let password = self.password()?;
@@ -438,9 +290,9 @@ impl Exchange<'_> {
         let offered: Vec<&str> = offer.mechanisms().collect().map_err(|_| self.unexpected(b'R'))?;
         let plus = offered.contains(&SCRAM_SHA_256_PLUS);
         let wanted = self.login.conninfo.channel_binding != ChannelBinding::Disable;
-        match &self.encryption {
-            Encryption::None if plus => return Err(self.failed(LoginError::PlusWithoutTls)),
-            Encryption::Tls { end_point: Some(hash) } if plus && wanted => {
+        match &self.cover {
+            Cover::None if plus => return Err(self.failed(LoginError::PlusWithoutTls)),
+            Cover::Tls { end_point: Some(hash), .. } if plus && wanted => {
                 return Ok((SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(hash.clone())));
             }
             _ => self.unbound("does not offer it for this connection and certificate")?,
@@ -448,13 +300,13 @@ impl Exchange<'_> {
         if !offered.contains(&SCRAM_SHA_256) {
             return Err(self.failed(LoginError::UnknownMechanisms(offered.join(", "))));
         }
-        let could = wanted && matches!(self.encryption, Encryption::Tls { end_point: Some(_) });
+        let could = wanted && matches!(self.cover, Cover::Tls { end_point: Some(_), .. });
         let binding = if could { sasl::ChannelBinding::unrequested() } else { sasl::ChannelBinding::unsupported() };
         Ok((SCRAM_SHA_256, binding))
     }
 
     /// What the server reports about itself, until it waits for commands.
-    async fn parameters(&mut self) -> Result<BTreeMap<String, String>, ConnectError> {
+    async fn parameters(&mut self) -> Result<Parameters, ConnectError> {
         let mut parameters = BTreeMap::new();
         loop {
             let reply = Reply::decode(self.frame().await?).map_err(|error| self.protocol(error))?;
@@ -474,8 +326,21 @@ impl Exchange<'_> {
         }
     }
 
+    /// The end of the connection, or, with TLS 1.3, the server's no to our certificate.
+    fn lost(&self, source: io::Error) -> ConnectError {
+        let target = self.login.target.to_owned();
+        let refused = match self.cover {
+            Cover::Tls { shown, .. } => tls::refusal_of_client(&source, shown),
+            Cover::None => None,
+        };
+        match refused {
+            Some(source) => ConnectError::Tls { target, source },
+            None => ConnectError::Lost { target, source },
+        }
+    }
+
     fn protocol(&self, source: ProtocolError) -> ConnectError {
-        ConnectError::Protocol { target: self.login.target(), source }
+        ConnectError::Protocol { target: self.login.target.to_owned(), source }
     }
 
     fn unexpected(&self, tag: u8) -> ConnectError {
@@ -483,7 +348,7 @@ impl Exchange<'_> {
     }
 
     fn failed(&self, source: LoginError) -> ConnectError {
-        ConnectError::Login { target: self.login.target(), source }
+        ConnectError::Login { target: self.login.target.to_owned(), source }
     }
 
     fn not_finished(&self) -> ConnectError {
@@ -496,6 +361,6 @@ impl Exchange<'_> {
 
     fn refused(&self, error: ServerError) -> ConnectError {
         let passfile = self.passfile.clone();
-        ConnectError::Refused { target: self.login.target(), error: Box::new(error), passfile }
+        ConnectError::Refused { target: self.login.target.to_owned(), error: Box::new(error), passfile }
     }
 }

@@ -1,6 +1,5 @@
 //! A connection that the server has accepted: each command as a call, a WAL stream, a base backup.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,9 +7,11 @@ use postgres_protocol::message::frontend;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::login::{self, Login};
+use super::dial;
+use super::hosts::Host;
+use super::login::Parameters;
 use super::wire::Wire;
-use super::{ConnectError, Conninfo, Error, LoginError};
+use super::{ConnectError, Error, LoginError};
 use crate::protocol::{
     BackupEvent, BackupStream, BaseBackup, Condition, NextTimeline, Phase, ProtocolError, Reply, Retention, Row,
     ServerError, ServerVersion, SlotKind, SlotName, SlotState, StandbyStatus, StreamMessage, SystemIdentity,
@@ -33,15 +34,6 @@ const MAX_HISTORY: usize = 1 << 20;
 
 /// Notices that are logged; a server has reason for a few.
 const MAX_NOTICES: u32 = 1000;
-
-/// What a session is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Purpose {
-    /// Physical replication: streams, slots and base backups, no SQL.
-    Replication,
-    /// SQL in the database that the connection string names, else in `postgres`.
-    Sql,
-}
 
 /// What the server says about a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,7 +104,9 @@ enum Mode {
 /// otherwise, leaves the session unusable.
 pub struct Session {
     wire: Wire,
-    parameters: BTreeMap<String, String>,
+    parameters: Parameters,
+    host: Host,
+    target: String,
     version: ServerVersion,
     mode: Mode,
     notices_left: u32,
@@ -140,34 +134,37 @@ impl Answer {
 }
 
 impl Session {
-    /// Connects, logs in, and checks that the server is one that walhold works with. The server
-    /// knows us by `application_name`.
-    ///
-    /// # Errors
-    /// See [`ConnectError`]; its hint says what to do.
-    pub async fn connect(conninfo: &Conninfo, purpose: Purpose, application_name: &str) -> Result<Self, ConnectError> {
-        let login::Accepted { wire, parameters } =
-            login::connect(&Login { conninfo, purpose, application_name }).await?;
+    /// Takes over a connection, of a server that walhold works with.
+    pub(super) fn new(accepted: dial::Accepted) -> Result<Self, ConnectError> {
+        let dial::Accepted { wire, parameters, host, target } = accepted;
         let wrong = |name, wanted| {
             let value = parameters.get(name).cloned().unwrap_or_default();
             let source = LoginError::Parameter { name, value, wanted };
-            ConnectError::Login { target: conninfo.target(), source }
+            ConnectError::Login { target: target.clone(), source }
         };
         let version = parameters.get("server_version").and_then(|text| ServerVersion::parse(text));
         let version = version.ok_or_else(|| wrong("server_version", "a version"))?;
         if version.major() < ServerVersion::OLDEST_MAJOR {
-            return Err(ConnectError::TooOld { target: conninfo.target(), version });
+            return Err(ConnectError::TooOld { target, version });
         }
         if version.major() > ServerVersion::NEWEST_MAJOR {
             static ONCE: std::sync::Once = std::sync::Once::new();
-            ONCE.call_once(|| {
-                warn!("{} is PostgreSQL {version}, newer than any that walhold knows", conninfo.target());
-            });
+            ONCE.call_once(|| warn!("{target} is PostgreSQL {version}, newer than any that walhold knows"));
         }
         if parameters.get("integer_datetimes").map(String::as_str) != Some("on") {
             return Err(wrong("integer_datetimes", "on"));
         }
-        Ok(Self { wire, parameters, version, mode: Mode::Idle, notices_left: MAX_NOTICES })
+        Ok(Self { wire, parameters, host, target, version, mode: Mode::Idle, notices_left: MAX_NOTICES })
+    }
+
+    /// The host and port, or the socket, of this server, for messages.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// The host as it was reached.
+    pub(super) const fn host(&self) -> &Host {
+        &self.host
     }
 
     /// The server's version.
@@ -601,6 +598,7 @@ fn value_error(what: &'static str, value: String) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Conninfo, Purpose};
     use super::*;
 
     #[test]

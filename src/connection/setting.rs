@@ -53,35 +53,35 @@ const KEYWORDS: &[Keyword] = {
         keyword("sslmode", Some("PGSSLMODE"), Used),
         keyword("sslrootcert", Some("PGSSLROOTCERT"), Used),
         keyword("ssl_min_protocol_version", Some("PGSSLMINPROTOCOLVERSION"), Used),
+        keyword("ssl_max_protocol_version", Some("PGSSLMAXPROTOCOLVERSION"), Used),
+        keyword("sslnegotiation", Some("PGSSLNEGOTIATION"), Used),
+        keyword("sslsni", Some("PGSSLSNI"), Used),
+        keyword("sslcert", Some("PGSSLCERT"), Used),
+        keyword("sslkey", Some("PGSSLKEY"), Used),
+        keyword("sslpassword", None, Used),
+        keyword("sslcertmode", Some("PGSSLCERTMODE"), Used),
+        keyword("sslcrl", Some("PGSSLCRL"), Used),
+        keyword("sslcrldir", Some("PGSSLCRLDIR"), Used),
+        keyword("requirepeer", Some("PGREQUIREPEER"), Used),
+        keyword("target_session_attrs", Some("PGTARGETSESSIONATTRS"), Used),
+        keyword("load_balance_hosts", Some("PGLOADBALANCEHOSTS"), Used),
+        keyword("service", Some("PGSERVICE"), Used),
+        keyword("servicefile", Some("PGSERVICEFILE"), Used),
         keyword("channel_binding", Some("PGCHANNELBINDING"), Used),
         keyword("require_auth", Some("PGREQUIREAUTH"), Used),
         // A session is always one for replication, and text always UTF-8 where the server converts.
         keyword("replication", None, Only(&["true", "on", "yes", "1"])),
         keyword("client_encoding", Some("PGCLIENTENCODING"), Only(&["UTF8", "utf8", "UTF-8", "utf-8", "auto"])),
-        // There is one host, and any server that can be backed up will do.
-        keyword("target_session_attrs", Some("PGTARGETSESSIONATTRS"), Only(&["any"])),
-        keyword("load_balance_hosts", Some("PGLOADBALANCEHOSTS"), Only(&["disable"])),
-        // No GSSAPI, no client certificate, no compression, protocol 3.0.
+        // No GSSAPI, no compression, protocol 3.0.
         keyword("gssencmode", Some("PGGSSENCMODE"), Only(&["disable", "prefer"])),
         keyword("gssdelegation", Some("PGGSSDELEGATION"), Only(&["0"])),
-        keyword("sslcertmode", Some("PGSSLCERTMODE"), Only(&["disable", "allow"])),
         keyword("sslcompression", Some("PGSSLCOMPRESSION"), Only(&["0"])),
-        keyword("sslnegotiation", Some("PGSSLNEGOTIATION"), Only(&["postgres"])),
-        keyword("sslsni", Some("PGSSLSNI"), Only(&["1"])),
-        keyword("ssl_max_protocol_version", Some("PGSSLMAXPROTOCOLVERSION"), Only(&["TLSv1.3"])),
         keyword("min_protocol_version", Some("PGMINPROTOCOLVERSION"), Only(&["3.0"])),
-        keyword("max_protocol_version", Some("PGMAXPROTOCOLVERSION"), Only(&["3.0", "latest"])),
-        keyword("service", Some("PGSERVICE"), Refused),
-        keyword("servicefile", None, Refused),
-        keyword("sslcert", Some("PGSSLCERT"), Refused),
-        keyword("sslkey", Some("PGSSLKEY"), Refused),
-        keyword("sslpassword", None, Refused),
-        keyword("sslcrl", Some("PGSSLCRL"), Refused),
-        keyword("sslcrldir", Some("PGSSLCRLDIR"), Refused),
+        keyword("max_protocol_version", Some("PGMAXPROTOCOLVERSION"), Only(&["3.0", "3.2", "latest"])),
         keyword("sslkeylogfile", None, Refused),
-        keyword("requirepeer", Some("PGREQUIREPEER"), Refused),
-        keyword("krbsrvname", Some("PGKRBSRVNAME"), Refused),
-        keyword("gsslib", Some("PGGSSLIB"), Refused),
+        // In the environment these two only say how GSSAPI would be used by programs that have it.
+        keyword("krbsrvname", None, Refused),
+        keyword("gsslib", None, Refused),
         keyword("scram_client_key", None, Refused),
         keyword("scram_server_key", None, Refused),
         keyword("oauth_issuer", None, Refused),
@@ -100,6 +100,12 @@ pub(super) enum Origin {
     Conninfo,
     /// This environment variable.
     Variable(&'static str),
+    /// This line of this service file.
+    Service {
+        path: String,
+        /// From 1.
+        line: usize,
+    },
 }
 
 impl fmt::Display for Origin {
@@ -108,11 +114,12 @@ impl fmt::Display for Origin {
             Self::Flag => f.write_str("command line"),
             Self::Conninfo => f.write_str("connection string"),
             Self::Variable(name) => f.write_str(name),
+            Self::Service { path, line } => write!(f, "{path}, line {line}"),
         }
     }
 }
 
-/// The settings that have a value. An empty value is no value, as in libpq.
+/// What was set. An empty value is the default again, whatever was set before, as in libpq.
 #[derive(Default)]
 pub(super) struct Settings(BTreeMap<&'static str, (String, Origin)>);
 
@@ -127,7 +134,7 @@ impl Settings {
         }
         // What libpq had before sslmode, and still obeys.
         let old = "PGREQUIRESSL";
-        if !settings.has("sslmode") && variable(old).is_some_and(|value| value.starts_with('1')) {
+        if settings.get("sslmode").is_none() && variable(old).is_some_and(|value| value.starts_with('1')) {
             settings.0.insert("sslmode", ("require".to_owned(), Origin::Variable(old)));
         }
         settings
@@ -135,6 +142,11 @@ impl Settings {
 
     /// Sets a keyword, over what has been set before.
     pub(super) fn set(&mut self, name: &str, value: String, origin: Origin) -> Result<(), ConninfoError> {
+        // What libpq had before sslmode.
+        let (name, value) = match name {
+            "requiressl" => ("sslmode", if value.starts_with('1') { "require" } else { "prefer" }.to_owned()),
+            name => (name, value),
+        };
         let keyword = KEYWORDS.iter().find(|keyword| keyword.name == name);
         let keyword = keyword.ok_or_else(|| ConninfoError::UnknownKeyword(name.to_owned()))?;
         self.put(keyword, value, origin);
@@ -142,21 +154,21 @@ impl Settings {
     }
 
     fn put(&mut self, keyword: &Keyword, value: String, origin: Origin) {
-        if value.is_empty() {
-            // What is set to nothing explicitly is the default again, whatever the environment says.
-            self.0.remove(keyword.name);
-        } else {
-            self.0.insert(keyword.name, (value, origin));
-        }
+        self.0.insert(keyword.name, (value, origin));
+    }
+
+    /// Sets all that another has, over what has been set before.
+    pub(super) fn put_over(&mut self, other: Self) {
+        self.0.extend(other.0);
     }
 
     /// Fails for the first setting that we could not honour.
     pub(super) fn check(&self) -> Result<(), ConninfoError> {
         for keyword in KEYWORDS {
-            let Some((value, origin)) = self.0.get(keyword.name) else { continue };
+            let Some((value, origin)) = self.found(keyword.name) else { continue };
             let ok = match keyword.support {
                 Support::Used => true,
-                Support::Only(values) => values.contains(&value.as_str()),
+                Support::Only(values) => values.contains(&value),
                 Support::Refused => false,
             };
             if !ok {
@@ -171,14 +183,19 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether a keyword has a value.
-    pub(super) fn has(&self, name: &str) -> bool {
+    /// Whether a keyword was set, be it to nothing.
+    pub(super) fn is_set(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
     /// A keyword's value.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(|(value, _)| value.as_str())
+        self.found(name).map(|(value, _)| value)
+    }
+
+    fn found(&self, name: &str) -> Option<(&str, &Origin)> {
+        let (value, origin) = self.0.get(name)?;
+        (!value.is_empty()).then_some((value.as_str(), origin))
     }
 
     /// A keyword's value as `read` understands it; `wanted` says what it should have been.
@@ -188,8 +205,9 @@ impl Settings {
         wanted: &'static str,
         read: impl FnOnce(&str) -> Option<T>,
     ) -> Result<Option<T>, ConninfoError> {
-        let Some((value, origin)) = self.0.get(name) else { return Ok(None) };
-        let wrong = || ConninfoError::Value { keyword: name, value: value.clone(), origin: origin.to_string(), wanted };
+        let Some((value, origin)) = self.found(name) else { return Ok(None) };
+        let wrong =
+            || ConninfoError::Value { keyword: name, value: value.to_owned(), origin: origin.to_string(), wanted };
         read(value).map(Some).ok_or_else(wrong)
     }
 }

@@ -143,7 +143,8 @@ impl Upstream {
     async fn query_slot(&mut self, options: &Options, name: &SlotName) -> Result<Option<Option<Pos>>, ReceiveError> {
         let wrong = |reason: String| ReceiveError::SlotPosition { slot: name.clone(), reason };
         let sql = format!("select restart_lsn from pg_replication_slots where slot_name = '{}'", name.as_str());
-        let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name);
+        let conninfo = options.conninfo.at(&self.session);
+        let session = Session::connect(&conninfo, Purpose::Sql, &options.application_name);
         let rows = match session.await {
             Ok(mut session) => session.query(&sql).await.map_err(|e| wrong(e.to_string()))?,
             Err(e) if e.is_transient() => return Err(e.into()),
@@ -235,7 +236,8 @@ impl Upstream {
         if let Some(standby) = self.standby {
             return standby;
         }
-        let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name);
+        let conninfo = options.conninfo.at(&self.session);
+        let session = Session::connect(&conninfo, Purpose::Sql, &options.application_name);
         let Ok(mut session) = session.await else { return false };
         let rows = session.query("select pg_is_in_recovery()").await.unwrap_or_default();
         rows.first().and_then(|row| row.first()?.as_deref()) == Some("t")

@@ -1,0 +1,97 @@
+//! Several hosts, and where they are named.
+
+use crate::cluster::{Cluster, Stop};
+use crate::program::{receive, run, walhold};
+use crate::room::{Outcome, Room, SOON, wait_until};
+
+/// These servers, in this order.
+fn of(servers: &[&Cluster<'_>], more: &str) -> String {
+    let hosts: Vec<_> = servers.iter().map(|server| server.sockets().display().to_string()).collect();
+    format!("host={} port=5432 user=postgres {more}", hosts.join(","))
+}
+
+/// Each kind of server that can be asked for is found behind one that will not do.
+pub(crate) fn looked_for(room: &Room) -> Outcome {
+    let mut primary = Cluster::new(room, "primary");
+    let standby = primary.standby("standby");
+    let (primary_first, standby_first) = ([&primary, &standby], [&standby, &primary]);
+    for (attrs, servers, found) in [
+        ("any", standby_first, &standby),
+        ("primary", standby_first, &primary),
+        ("read-write", standby_first, &primary),
+        ("standby", primary_first, &standby),
+        ("read-only", primary_first, &standby),
+        ("prefer-standby", primary_first, &standby),
+    ] {
+        let conninfo = of(&servers, &format!("target_session_attrs={attrs}"));
+        let receiver = receive(room, &room.path(&format!("to-{attrs}")), &conninfo, &[]);
+        receiver.wait_until_it_streams(found);
+        receiver.terminate().expect(0);
+        found.wait_for_no_walhold();
+    }
+    let receive_to =
+        |conninfo: &str| run(walhold(room, "receive").arg("--repo").arg(room.path("repo")).args(["-d", conninfo]));
+    let conninfo = of(&[&standby], "target_session_attrs=primary");
+    receive_to(&conninfo).refused(1, &["is a standby, and target_session_attrs=primary"]);
+    let conninfo = format!("host=/nowhere,{} user=postgres target_session_attrs=standby", primary.sockets().display());
+    receive_to(&conninfo).refused(1, &["/nowhere/.s.PGSQL.5432", "is a primary, and target_session_attrs=standby"]);
+
+    // What a primary is by default must not be taken for what it is.
+    primary.rows("alter system set default_transaction_read_only = on");
+    primary.rows("select pg_reload_conf()");
+    wait_until("the setting", SOON, || primary.sql("show default_transaction_read_only") == "on");
+    let conninfo = of(&[&primary], "target_session_attrs=read-write");
+    receive_to(&conninfo).refused(1, &["is read-only"]);
+    let conninfo = of(&[&primary], "target_session_attrs=primary");
+    if room.server.major < 14 {
+        receive_to(&conninfo).refused(1, &["does not tell", "default_transaction_read_only"]);
+    } else {
+        let receiver = receive(room, &room.path("closed"), &conninfo, &[]);
+        receiver.wait_until_it_streams(&primary);
+        receiver.terminate().expect(0);
+    }
+    Ok(())
+}
+
+/// The primary is gone and the standby takes its place: the receiver finds it by itself.
+pub(crate) fn failover(room: &Room) -> Outcome {
+    let mut primary = Cluster::new(room, "primary");
+    let standby = primary.standby("standby");
+    let conninfo = of(&[&primary, &standby], "target_session_attrs=primary");
+    let receiver = receive(room, &room.path("repo"), &conninfo, &["--no-slot"]);
+    receiver.wait_until_it_streams(&primary);
+    primary.stop(Stop::Fast);
+    standby.promote();
+    receiver.wait_until_it_streams(&standby);
+    receiver.terminate().expect(0);
+    Ok(())
+}
+
+/// A service file gives what the connection string does not, before the environment.
+pub(crate) fn service(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    let user = room.must(room.command("id").arg("-un"));
+    let lines = format!(
+        "[main]\nhost={}\nport=5432\nuser=postgres\nrequirepeer={user}\n[peer]\nhost={}\nrequirepeer=not-{user}\n",
+        primary.sockets().display(),
+        primary.sockets().display(),
+    );
+    room.write(&room.path(".pg_service.conf"), lines);
+    let command = |conninfo: &str| {
+        let mut command = walhold(room, "receive");
+        command.arg("--repo").arg(room.path("repo")).args(["-d", conninfo]);
+        command.env("PGHOST", "/nowhere").env("PGUSER", "nobody-at-all");
+        command
+    };
+    let receiver = crate::program::start(&mut command("service=main"));
+    receiver.wait_until_it_streams(&primary);
+    receiver.terminate().expect(0);
+    primary.wait_for_no_receiver();
+    let receiver = crate::program::start(command("application_name=walhold").env("PGSERVICE", "main"));
+    receiver.wait_until_it_streams(&primary);
+    receiver.terminate().expect(0);
+    run(&mut command("service=other")).refused(2, &["no service file defines the service \"other\""]);
+    run(command("service=main").env("PGSERVICEFILE", "/no/such/file")).refused(2, &["/no/such/file"]);
+    run(&mut command("service=peer")).refused(1, &["requirepeer=not-"]);
+    Ok(())
+}
