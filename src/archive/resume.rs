@@ -109,15 +109,7 @@ impl Archive {
         let holes = listing.holes(tli);
         let owed = kept_from.and_then(|kept| holes.iter().find(|(_, behind)| behind.start() > kept));
         let end = if stored.complete { segment.next() } else { segment };
-        let (route, from) = (self.route(tli)?, owed.map_or(end, |(first, _)| *first));
-        let resumption = match self.begin(&route, from) {
-            // It is received again, which ends well as long as the server has it.
-            Err(e) => match self.cut(&e).filter(|cut| cut.start() < from.start()) {
-                Some(cut) => self.begin(&route, cut)?,
-                None => return Err(e),
-            },
-            begun => begun?,
-        };
+        let resumption = self.begin(&self.route(tli)?, owed.map_or(end, |(first, _)| *first))?;
         Ok(Some(Resumption { after_hole: !holes.is_empty(), filling: owed.is_some(), ..resumption }))
     }
 
@@ -172,12 +164,15 @@ impl Archive {
                 return Err(ResumeError::NoSuchStart(segment.start()));
             }
             let chain = match self.chain_before(route, segment) {
-                Err(ResumeError::Truncated { segment: short, bytes }) => {
-                    tracing::warn!("segment {short} in the archive holds {bytes} bytes alone: asking for it again");
-                    segment = short;
-                    continue;
-                }
-                other => other?,
+                Err(e) => match self.cut(&e).filter(|cut| cut.start() < segment.start()) {
+                    Some(cut) => {
+                        tracing::warn!("{e}: asking for it again");
+                        segment = cut;
+                        continue;
+                    }
+                    None => return Err(e),
+                },
+                Ok(chain) => chain,
             };
             if self.list()?.stored(segment).complete {
                 return self.go_over(segment, chain);
