@@ -35,6 +35,7 @@ mod expire;
 mod failover;
 mod hosts;
 mod identical;
+mod pg_receivewal;
 mod readme;
 mod refusals;
 mod resume;
@@ -116,6 +117,11 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("drill_goes_as_far_as_the_archive", drill::far),
     ("drill_leaves_nothing_when_it_is_interrupted", drill::interrupted),
     ("drill_refuses_what_it_cannot_do", drill::refusals),
+    ("pg_receivewal_refuses_what_the_real_one_refuses", pg_receivewal::refusals),
+    ("pg_receivewal_makes_and_drops_slots", pg_receivewal::slots),
+    ("pg_receivewal_streams_beside_the_real_one", pg_receivewal::streams),
+    ("pg_receivewal_ends_as_the_real_one_does", pg_receivewal::ends),
+    ("pg_receivewal_is_better_where_the_real_one_is_wrong", pg_receivewal::better),
     ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
     ("p8_a_recovery_does_not_end_while_its_repository_is_away", wal_get::recovery),

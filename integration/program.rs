@@ -148,8 +148,9 @@ impl Running {
         kill_process(Pid::from_child(&self.child.borrow()), signal).unwrap();
     }
 
+    /// Sends a signal and waits for the end.
     #[track_caller]
-    fn end_by(self, signal: Signal) -> Ended {
+    pub(crate) fn end_by(self, signal: Signal) -> Ended {
         let _ = kill_process(Pid::from_child(&self.child.borrow()), signal);
         self.wait(SOON)
     }

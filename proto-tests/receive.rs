@@ -467,7 +467,10 @@ async fn a_missing_slot_is_made_with_reserved_wal_and_begun_at() {
         })
         .await;
     ran.stopped();
-    assert!(matches!(&ran.events[..2], [Event::SlotMade(_), Event::Streaming(at)] if *at == pos(START)));
+    assert!(matches!(
+        &ran.events[..3],
+        [Event::SlotMade(_), Event::Begins(from), Event::Streaming(at)] if from == at && *at == pos(START)
+    ));
     client.assert_holds(1, &log, START, log.at());
 }
 
@@ -1211,7 +1214,7 @@ async fn an_orderly_shutdown_gets_exactly_what_was_sent_and_is_followed_by_anoth
         ran.stopped();
         assert!(matches!(
             &ran.events[..],
-            [.., Event::Disconnected { .. }, Event::Reconnected { .. }, Event::Streaming(_)]
+            [.., Event::Disconnected { .. }, Event::Begins(_), Event::Reconnected { .. }, Event::Streaming(_)]
         ));
     }
 }

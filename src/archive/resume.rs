@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use super::read::walk_segment;
 use super::write::{Held, Place};
-use super::{Archive, ArchiveError, Form, SegmentReader, Stopped, Stored, Writer};
+use super::{Archive, ArchiveError, Form, SegmentReader, Stopped, Stored, WalName, Writer};
 use crate::codec::Codec;
 use crate::disk::{Access, DiskError, Fill, Trouble};
 use crate::wal::{Broken, Chain, Fault, History, Lsn, Pos, Seed, Segment, TimelineId};
@@ -94,7 +94,8 @@ impl Archive {
     /// on, a hole that ends beyond that is gone on with first: a backup that brought its own WAL must
     /// not make a receiver pass over what it still owes.
     ///
-    /// A partial that turns out to be whole is given its final name.
+    /// A partial that turns out to be whole is given its final name. Where one of the last complete
+    /// segments has lost its end, receiving begins with it.
     ///
     /// # Errors
     /// When what is held is damaged, another cluster's, or cannot be read.
@@ -112,12 +113,29 @@ impl Archive {
         Ok(Some(Resumption { after_hole: !holes.is_empty(), filling: owed.is_some(), ..resumption }))
     }
 
+    /// The segment that has lost its end, if that is what is wrong.
+    fn cut(&self, e: &ResumeError) -> Option<Segment> {
+        match e {
+            ResumeError::Truncated { segment, .. } => Some(*segment),
+            ResumeError::Archive(ArchiveError::Decode { path, .. }) => {
+                match WalName::parse(path.file_name()?.to_str()?, self.size)? {
+                    WalName::Segment { segment, .. } => Some(segment),
+                    WalName::History(..) => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
     /// Makes durable what an earlier process may have left unsynced before it could report it: the
     /// last segment it completed, and names. (A partial is synced when it is gone on with.)
     fn settle_names(&self, last: Segment, stored: Stored) -> Result<(), ArchiveError> {
         let complete = if stored.complete { Some(last) } else { last.previous() };
-        if let Some(reader) = complete.map(|segment| self.open_segment(segment, Access::Read)).transpose()?.flatten() {
-            let _data = reader.sync()?;
+        match complete.map(|segment| self.open_segment(segment, Access::Read)) {
+            Some(Ok(Some(reader))) => drop(reader.sync()?),
+            // One that cannot be read is received again.
+            None | Some(Ok(None) | Err(ArchiveError::Decode { .. })) => {}
+            Some(Err(e)) => return Err(e),
         }
         let _names = self.disk.sync_dir(&self.dir)?;
         Ok(())
@@ -146,12 +164,15 @@ impl Archive {
                 return Err(ResumeError::NoSuchStart(segment.start()));
             }
             let chain = match self.chain_before(route, segment) {
-                Err(ResumeError::Truncated { segment: short, bytes }) => {
-                    tracing::warn!("segment {short} in the archive holds {bytes} bytes alone: asking for it again");
-                    segment = short;
-                    continue;
-                }
-                other => other?,
+                Err(e) => match self.cut(&e).filter(|cut| cut.start() < segment.start()) {
+                    Some(cut) => {
+                        tracing::warn!("{e}: asking for it again");
+                        segment = cut;
+                        continue;
+                    }
+                    None => return Err(e),
+                },
+                Ok(chain) => chain,
             };
             if self.list()?.stored(segment).complete {
                 return self.go_over(segment, chain);
@@ -200,16 +221,20 @@ impl Archive {
     }
 
     /// A complete segment is sent once more, because a record that begins in it did not verify
-    /// where it ends. It is received anew beside the old one and takes its place when it is full;
+    /// where it ends, or because its own end is lost. It is received anew beside the old one and takes its place when it is full;
     /// up to the record in question it must be the same.
     fn go_over(&self, segment: Segment, chain: Chain) -> Result<Resumption, ResumeError> {
         let mut through = chain.clone();
-        let (upto, form) = match self.open_segment(segment, Access::ReadDirect)? {
-            Some(mut reader) => match walk_segment(&mut reader, &mut through, segment.end(), &mut |_| {})? {
-                Stopped::Invalid { broken, .. } => (broken.whole, reader.form()),
-                _ => (through.whole(), reader.form()),
+        let plain = Form { codec: Codec::Plain, partial: false };
+        let (upto, form) = match self.open_segment(segment, Access::ReadDirect) {
+            Ok(Some(mut reader)) => match walk_segment(&mut reader, &mut through, segment.end(), &mut |_| {}) {
+                Ok(Stopped::Invalid { broken, .. }) => (broken.whole, reader.form()),
+                Ok(_) | Err(ArchiveError::Decode { .. }) => (through.whole(), reader.form()),
+                Err(e) => return Err(e.into()),
             },
-            None => (segment.start(), Form { codec: Codec::Plain, partial: false }),
+            // Nothing of it can be read.
+            Ok(None) | Err(ArchiveError::Decode { .. }) => (segment.start(), plain),
+            Err(e) => return Err(e.into()),
         };
         let upto = upto.max(segment.start());
         let held = Held { upto, until: upto, form, place: Place::Beside };

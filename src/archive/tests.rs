@@ -5,6 +5,7 @@
 use std::fs;
 
 use super::*;
+use crate::codec::Codec;
 use crate::disk::Real;
 use crate::wal::chain::built::Log;
 use crate::wal::{History, Lsn, Pos, Segment};
@@ -210,6 +211,40 @@ fn partials_of_odd_size_and_compressed_ones_are_received_anew() {
         let _ = writer.settle().unwrap().unwrap();
         folder.assert_holds(&log, START + 800_000);
         assert_eq!(folder.names(), ["000000010000000000000003.partial"]);
+    }
+}
+
+/// P2: what has lost its end is received again, and is not passed over.
+#[test]
+fn complete_segments_that_were_cut_are_received_anew() {
+    for codec in [Codec::Plain, Codec::Gzip] {
+        for keep in [0, 1, 500, usize::MAX] {
+            let (log, folder) = (log(), Folder::new());
+            feed(&mut folder.begin().writer, &log, log.at(), 90_000);
+            let last = folder.names().into_iter().rfind(|name| name.len() == 24).unwrap();
+            let whole = folder.read(&last);
+            let name = format!("{last}{}", codec.suffix());
+            fs::remove_file(folder.dir.path().join(&last)).unwrap();
+            let mut bytes = match codec {
+                Codec::Plain => whole.clone(),
+                _ => {
+                    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
+                    std::io::Write::write_all(&mut encoder, &whole).unwrap();
+                    encoder.finish().unwrap()
+                }
+            };
+            bytes.truncate(keep.min(bytes.len() - 1));
+            fs::write(folder.dir.path().join(&name), bytes).unwrap();
+            let resumption = folder.begin();
+            let cut = Segment::parse(&last, folder.archive.size()).unwrap();
+            assert_eq!(resumption.start, cut.start_pos(), "{name} cut to {keep}");
+            let mut writer = resumption.writer;
+            feed(&mut writer, &log, log.at(), 90_000);
+            writer.settle().unwrap();
+            assert!(folder.read(&last) == whole);
+            assert!(!folder.names().contains(&format!("{last}.gz")), "{:?}", folder.names());
+            folder.assert_holds(&log, reached(&log, log.at()));
+        }
     }
 }
 

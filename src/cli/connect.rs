@@ -11,37 +11,58 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use secrecy::SecretString;
 
 use super::Failure;
-use crate::connection::{Conninfo, Flags, Surroundings};
+use crate::connection::{Conninfo, ConninfoError, Flags, Surroundings};
 use crate::disk::{Disk, Real};
 use crate::receive::{ReceiveError, Upstream};
 use crate::repository::{Repository, RepositoryError};
 
 /// As in PostgreSQL's own programs.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Connection options")]
 pub(super) struct ConnectionFlags {
     /// Connection string (key=value or URI)
     #[arg(short, long, value_name = "CONNSTR", env = "WALHOLD_DBNAME")]
-    dbname: Option<String>,
+    pub(super) dbname: Option<String>,
     /// Server host, or directory of its socket; several with commas
     #[arg(short = 'h', long, env = "WALHOLD_HOST")]
-    host: Option<String>,
+    pub(super) host: Option<String>,
     /// Server port; one, or one for each host
     #[arg(short, long, env = "WALHOLD_PORT")]
-    port: Option<String>,
+    pub(super) port: Option<String>,
     /// Role to connect as
     #[arg(short = 'U', long, value_name = "NAME", env = "WALHOLD_USERNAME")]
-    username: Option<String>,
+    pub(super) username: Option<String>,
     /// Never ask for a password
     #[arg(short = 'w', long, conflicts_with = "password")]
-    no_password: bool,
+    pub(super) no_password: bool,
     /// Ask for a password at once
     #[arg(short = 'W', long)]
-    password: bool,
+    pub(super) password: bool,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum NotConnected {
+    /// What the flags and variables say cannot be used.
+    Conninfo(ConninfoError),
+    /// Nobody could be asked for a password.
+    Prompt(Failure),
+    /// The server cannot be reached, or does not let us in.
+    Receive(ReceiveError),
+}
+
+impl From<NotConnected> for Failure {
+    fn from(e: NotConnected) -> Self {
+        match e {
+            NotConnected::Conninfo(e) => e.into(),
+            NotConnected::Prompt(failure) => failure,
+            NotConnected::Receive(e) => e.into(),
+        }
+    }
 }
 
 impl ConnectionFlags {
-    fn conninfo(&self) -> Result<Conninfo, Failure> {
+    fn conninfo(&self) -> Result<Conninfo, ConninfoError> {
         let flags = Flags {
             conninfo: self.dbname.clone(),
             host: self.host.clone(),
@@ -49,27 +70,41 @@ impl ConnectionFlags {
             user: self.username.clone(),
             password: None,
         };
-        Ok(Conninfo::new(&flags, &Surroundings::of_this_process())?)
+        Conninfo::new(&flags, &Surroundings::of_this_process())
     }
 
     /// Connects, asking for a password if the server wants one and somebody is there to be asked.
-    /// What was asked is kept for later connections.
+    /// What was asked is kept for later connections. Gives the application name, too.
     pub(super) async fn connect(&self, application_name: &str) -> Result<(Conninfo, Upstream, String), Failure> {
-        let mut conninfo = self.conninfo()?;
+        let prompt = |conninfo: &Conninfo| format!("Password for user {}: ", conninfo.user());
+        Ok(self.connect_asking(application_name, prompt).await?)
+    }
+
+    /// [`ConnectionFlags::connect`] with another prompt.
+    pub(super) async fn connect_asking(
+        &self,
+        application_name: &str,
+        prompt: impl Fn(&Conninfo) -> String,
+    ) -> Result<(Conninfo, Upstream, String), NotConnected> {
+        let mut conninfo = self.conninfo().map_err(NotConnected::Conninfo)?;
         let name = conninfo.application_name().unwrap_or(application_name).to_owned();
+        let ask = async |conninfo: Conninfo| {
+            let prompt = prompt(&conninfo);
+            with_password(conninfo, prompt).await.map_err(NotConnected::Prompt)
+        };
         if self.password {
-            conninfo = with_password(conninfo).await?;
+            conninfo = ask(conninfo).await?;
         }
         match Upstream::connect(&conninfo, &name).await {
             Ok(upstream) => Ok((conninfo, upstream, name)),
             Err(ReceiveError::Connect(e))
                 if e.is_password_missing() && !self.no_password && std::io::stdin().is_terminal() =>
             {
-                let conninfo = with_password(conninfo).await?;
-                let upstream = Upstream::connect(&conninfo, &name).await?;
+                let conninfo = ask(conninfo).await?;
+                let upstream = Upstream::connect(&conninfo, &name).await.map_err(NotConnected::Receive)?;
                 Ok((conninfo, upstream, name))
             }
-            Err(e) => Err(e.into()),
+            Err(e) => Err(NotConnected::Receive(e)),
         }
     }
 }
@@ -112,8 +147,7 @@ impl Opened {
 }
 
 /// Asks on the terminal, without showing what is typed. Ctrl-C ends it and shows what is typed again.
-async fn with_password(conninfo: Conninfo) -> Result<Conninfo, Failure> {
-    let prompt = format!("Password for user {}: ", conninfo.user());
+async fn with_password(conninfo: Conninfo, prompt: String) -> Result<Conninfo, Failure> {
     let (tell, asked) = tokio::sync::oneshot::channel();
     // A thread of its own: nobody waits for it if the answer is not wanted any more.
     std::thread::spawn(move || tell.send(ask(&prompt)));

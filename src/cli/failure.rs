@@ -78,6 +78,11 @@ impl Failure {
         Self { hint: hint.or(self.hint), ..self }
     }
 
+    /// The cause.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// What the operator can do.
     pub fn advice(&self) -> Option<&str> {
         self.hint.as_deref()

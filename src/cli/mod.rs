@@ -5,10 +5,13 @@ mod connect;
 mod drill;
 mod expire;
 mod failure;
+mod getopt;
 mod heal;
 mod keep;
 mod list;
 mod log;
+mod pg_compress;
+mod pg_receivewal;
 mod receive;
 mod restore;
 mod signals;
@@ -69,6 +72,9 @@ enum Command {
 
 /// Runs the program with `arguments`, the program's name first.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    if arguments.first().is_some_and(pg_receivewal::is_meant) {
+        return pg_receivewal::run(arguments);
+    }
     // The exit codes of this one are fixed before anything is parsed.
     if arguments.get(1).is_some_and(|command| command == "wal-get") {
         return run_wal_get(arguments.into_iter().skip(2)).into();

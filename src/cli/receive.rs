@@ -253,6 +253,7 @@ impl Arguments {
 
 fn log(event: Event) {
     match event {
+        Event::Begins(at) => debug!("asking for WAL from {at} on"),
         Event::Streaming(at) => info!("streaming from {at}"),
         Event::Complete(segment) => debug!("segment {segment} is complete and durable"),
         Event::Durable(durable) => tracing::trace!("durable up to {}", durable.pos()),

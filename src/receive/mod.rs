@@ -73,6 +73,8 @@ pub struct Options {
 /// What a receiver tells while it works.
 #[derive(Debug)]
 pub enum Event {
+    /// A connected server is about to be asked for WAL from this position on.
+    Begins(Pos),
     /// Streaming begins at this position.
     Streaming(Pos),
     /// A segment is complete and durable.

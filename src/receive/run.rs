@@ -210,6 +210,7 @@ async fn session(
             upstream.open(archive, options, slot.filter(|_| !doubts.unfillable), anew).await?
         }
     };
+    tell(Event::Begins(resumption.start));
     if resumption.filling {
         tell(Event::Filling(resumption.start));
     } else if resumption.after_hole {

@@ -1,0 +1,407 @@
+//! What is said on standard error: pg_receivewal's words where it has some, and plain lines of the
+//! same form where it does not. Scripts match these.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use tracing::{Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use super::NAME;
+use crate::archive::{Archive, Durable, ResumeError, WalName};
+use crate::cli::Failure;
+use crate::codec::Codec;
+use crate::connection::{ConnectError, ConninfoError, Error as SessionError, LoginError};
+use crate::disk::{Disk, DiskError};
+use crate::protocol::{Condition, ServerError, SlotNameError};
+use crate::receive::{Event, ReceiveError};
+use crate::wal::{Pos, Segment};
+
+/// Warns of complete segments of a wrong size, as far as the size can be had without decoding: what
+/// stands behind them is gone on with, and the last one is received again.
+pub(super) fn warn_of_sizes(archive: &Archive, disk: &dyn Disk) -> Result<(), DiskError> {
+    let mut entries = disk.list(archive.dir())?;
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    for entry in entries {
+        let Some(name) = entry.name.to_str() else { continue };
+        let Some(WalName::Segment { codec, partial: false, .. }) = WalName::parse(name, archive.size()) else {
+            continue;
+        };
+        let path = archive.dir().join(name);
+        let (kind, held) = match codec {
+            Codec::Plain => ("segment file", disk.metadata(&path)?.map(|meta| meta.len)),
+            Codec::Gzip => ("compressed segment file", gzip_size(&path)),
+            Codec::Lz4 | Codec::Zstd => continue,
+        };
+        if let Some(size) = held.filter(|size| *size != archive.size().bytes()) {
+            let what = if codec == Codec::Plain { "size" } else { "uncompressed size" };
+            warning(&format!("{kind} \"{name}\" has incorrect {what} {size}, skipping"));
+        }
+    }
+    Ok(())
+}
+
+/// The size that the end of a gzip file says it has decoded; nothing if it cannot be read, which is
+/// found out where it is needed.
+fn gzip_size(path: &Path) -> Option<u64> {
+    let mut file = File::open(path).ok()?;
+    let mut last = [0; 4];
+    if file.seek(SeekFrom::End(-4)).is_ok() {
+        file.read_exact(&mut last).ok()?;
+    }
+    Some(u64::from(u32::from_le_bytes(last)))
+}
+
+/// What `--help` prints.
+pub(super) const HELP: &str = "\
+pg_receivewal streams the write-ahead log of a PostgreSQL server into a directory.
+
+Usage:
+  pg_receivewal [OPTION]...
+
+Options:
+  -D, --directory=DIR    directory that the log's segments are written to
+  -E, --endpos=LSN       end once WAL beyond this position has been received
+      --if-not-exists    with --create-slot: it is well if the slot is there already
+  -n, --no-loop          end when the connection is lost, rather than connect again
+      --no-sync          leave it to the system when files reach the disk
+  -s, --status-interval=SECS
+                         longest time between two status messages (default: 10)
+  -S, --slot=SLOTNAME    replication slot that the server keeps WAL for
+      --synchronous      make WAL durable, and say so, as soon as it arrives
+  -v, --verbose          say more
+  -V, --version          print the version and end
+  -Z, --compress=METHOD[:DETAIL]
+                         how to compress segments: none, gzip or lz4, and a level
+  -?, --help             print this help and end
+
+Connection options:
+  -d, --dbname=CONNSTR   connection string or URI
+  -h, --host=HOSTNAME    host of the server, or directory of its socket
+  -p, --port=PORT        port of the server
+  -U, --username=NAME    role to connect as
+  -w, --no-password      never ask for a password
+  -W, --password         ask for a password before connecting
+
+Optional actions:
+      --create-slot      make the replication slot named by --slot, and end
+      --drop-slot        drop the replication slot named by --slot, and end
+
+This is walhold under the name of pg_receivewal; walhold --help shows what else it does.
+";
+
+/// Prints a line that is neither error nor warning.
+pub(super) fn line(text: &str) {
+    eprintln!("{NAME}: {text}");
+}
+
+fn warning(text: &str) {
+    eprintln!("{NAME}: warning: {text}");
+}
+
+/// Why it does not go on.
+#[derive(Debug)]
+pub(super) struct Said {
+    message: String,
+    hint: Option<String>,
+    /// A last word, when it was told not to connect again.
+    disconnected: bool,
+}
+
+impl Said {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, disconnected: false }
+    }
+
+    fn hint(self, hint: Option<String>) -> Self {
+        Self { hint, ..self }
+    }
+
+    /// The server said no to a command.
+    pub(super) fn refused(command: &str, error: &SessionError) -> Self {
+        Self::new(format!("could not send replication command \"{command}\": {}", session(error)))
+    }
+
+    /// The folder cannot be opened.
+    pub(super) fn no_directory(directory: &Path, error: &DiskError) -> Self {
+        Self::new(format!("could not open directory \"{}\": {}", directory.display(), system(error.io())))
+    }
+
+    /// Prints it.
+    pub(super) fn print(&self) {
+        eprintln!("{NAME}: error: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("{NAME}: hint: {hint}");
+        }
+        if self.disconnected {
+            eprintln!("{NAME}: error: disconnected");
+        }
+    }
+}
+
+impl From<Failure> for Said {
+    fn from(failure: Failure) -> Self {
+        let hint = failure.advice().map(str::to_owned);
+        Self::new(failure.message()).hint(hint)
+    }
+}
+
+impl From<DiskError> for Said {
+    fn from(e: DiskError) -> Self {
+        Failure::from(e).into()
+    }
+}
+
+impl From<SlotNameError> for Said {
+    /// As a server says it.
+    fn from(SlotNameError(name): SlotNameError) -> Self {
+        let what = match name.len() {
+            0 => "is too short",
+            1..=63 => "contains invalid character",
+            _ => "is too long",
+        };
+        Self::new(format!("replication slot name \"{name}\" {what}"))
+    }
+}
+
+impl From<ConninfoError> for Said {
+    fn from(e: ConninfoError) -> Self {
+        Self::new(match e {
+            ConninfoError::UnknownKeyword(keyword) => format!("invalid connection option \"{keyword}\""),
+            other => other.to_string(),
+        })
+    }
+}
+
+impl From<ReceiveError> for Said {
+    fn from(e: ReceiveError) -> Self {
+        match e {
+            ReceiveError::Connect(e) => connection(&e),
+            ReceiveError::Session(e) => stream(&e),
+            ReceiveError::Ended => Self::new("replication stream was terminated before stop point"),
+            // What the operator can do differs from what walhold's own flags can.
+            ReceiveError::Gap(gap) => {
+                let text = ReceiveError::Gap(gap.clone()).to_string();
+                Self::new(text).hint(Some(format!(
+                    "WAL is missing from {} on: take a new base backup and begin in a new, empty directory",
+                    gap.held.lsn()
+                )))
+            }
+            ReceiveError::NoSlot(_) | ReceiveError::Resume(ResumeError::NoSuchStart(_)) => Self::new(e.to_string()),
+            ReceiveError::OtherCluster { .. } => Self::new(e.to_string())
+                .hint(Some("one directory holds one cluster: give this server its own, or check host and port".into())),
+            ReceiveError::Diverged(_) | ReceiveError::ForkedBefore { .. } | ReceiveError::OtherHistory { .. } => {
+                Self::new(e.to_string()).hint(Some(
+                    "nothing was written; if this server is to be followed, begin in a new, empty directory".into(),
+                ))
+            }
+            ReceiveError::Ahead { .. } => {
+                Self::new(e.to_string()).hint(Some("is it the same server? Nothing was written".into()))
+            }
+            other => Failure::from(other).into(),
+        }
+    }
+}
+
+/// No session came about.
+fn connection(e: &ConnectError) -> Said {
+    let at = |target: &str| match target.rsplit_once(':') {
+        _ if target.starts_with('/') => format!("on socket \"{target}\""),
+        Some((host, port)) => format!("at \"{}\", port {port}", host.trim_matches(['[', ']'])),
+        None => format!("at \"{target}\""),
+    };
+    let failed = |target: &str, why: &dyn fmt::Display| format!("connection to server {} failed: {why}", at(target));
+    let message = match e {
+        ConnectError::Resolve { host, source } => {
+            format!("could not translate host name \"{host}\" to address: {}", system(source))
+        }
+        ConnectError::Unreachable { target, source } => failed(target, &system(source)),
+        ConnectError::Refused { target, error, .. } => failed(target, &server(error)),
+        ConnectError::Login { target, source: LoginError::PasswordMissing { .. } } => {
+            failed(target, &"fe_sendauth: no password supplied")
+        }
+        other => format!("connection to server failed: {other}"),
+    };
+    Said::new(message).hint(e.hint())
+}
+
+/// A session's call failed while receiving.
+fn stream(e: &SessionError) -> Said {
+    // Said before streaming, but for what ends the connection or is about the WAL itself.
+    let before =
+        e.server_error().is_some_and(|error| !error.is_fatal() && e.condition() != Some(Condition::WalRemoved));
+    match e {
+        SessionError::Server(_) if before => Said::refused("START_REPLICATION", e),
+        SessionError::Server(_) => Said::new(format!("unexpected termination of replication stream: {}", session(e))),
+        SessionError::Lost(why) if why.kind() == io::ErrorKind::UnexpectedEof => {
+            Said::new("could not receive data from WAL stream: server closed the connection unexpectedly")
+        }
+        SessionError::Lost(why) => Said::new(format!("could not receive data from WAL stream: {}", system(why))),
+        _ => Said::new(format!("could not receive data from WAL stream: {}", session(e))),
+    }
+}
+
+fn session(e: &SessionError) -> String {
+    match e.server_error() {
+        Some(error) => server(error),
+        None => e.to_string(),
+    }
+}
+
+/// As libpq shows it.
+fn server(error: &ServerError) -> String {
+    let more =
+        |word: &str, text: &Option<String>| text.as_ref().map_or_else(String::new, |t| format!("\n{word}:  {t}"));
+    let (detail, hint) = (more("DETAIL", &error.detail), more("HINT", &error.hint));
+    format!("{}:  {}{detail}{hint}", error.severity, error.message)
+}
+
+/// The operating system's words, without the number of the error.
+fn system(e: &io::Error) -> String {
+    let text = e.to_string();
+    text.split_once(" (os error").map_or(text.as_str(), |(words, _)| words).to_owned()
+}
+
+/// Says what happens while WAL is received.
+pub(super) struct Teller<'a> {
+    verbose: bool,
+    no_loop: bool,
+    archive: &'a Archive,
+    /// What partials are written as.
+    codec: Codec,
+    /// Where receiving began, or what is durable.
+    reached: Option<Pos>,
+    /// The segment that is being received.
+    open: Option<Segment>,
+}
+
+impl<'a> Teller<'a> {
+    pub(super) fn new(verbose: bool, no_loop: bool, archive: &'a Archive, codec: Codec) -> Self {
+        Self { verbose, no_loop, archive, codec, reached: None, open: None }
+    }
+
+    pub(super) fn tell(&mut self, event: Event) {
+        match event {
+            Event::Begins(at) => {
+                self.reached = Some(at);
+                self.more(&format!("starting log streaming at {} (timeline {})", at.lsn(), at.tli()));
+            }
+            Event::Streaming(at) => self.open = Some(Segment::containing(at, self.archive.size())),
+            Event::Complete(segment) => {
+                self.more(&format!("finished segment at {} (timeline {})", segment.end(), segment.tli()));
+                self.open = Some(segment.next());
+            }
+            Event::Durable(durable) => self.durable(durable),
+            Event::Switched(at) => self.more(&format!("switched to timeline {} at {}", at.tli(), at.lsn())),
+            Event::TailKept(segment) => {
+                self.open = Some(segment);
+                self.left_open();
+            }
+            Event::AfterHole(at) => {
+                warning(&format!("the directory lacks WAL before the stretch that ends at {}", at.lsn()));
+            }
+            Event::Filling(at) => {
+                line(&format!("the directory lacks WAL from {} on, which the slot still keeps: receiving it", at.lsn()))
+            }
+            Event::SlotLost(name) => warning(&format!("replication slot \"{name}\" has lost its WAL and was dropped")),
+            Event::SlotMade(name) => line(&format!("created replication slot \"{name}\"")),
+            Event::RemoteApply => {
+                warning("synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever");
+            }
+            Event::Disconnected { error, news, wait, .. } => self.disconnected(error, news, wait),
+            Event::Reconnected { away, behind } => {
+                line(&format!("connected again after {:.1} seconds, {behind} bytes behind", away.as_secs_f64()));
+            }
+            Event::Again { broken, from } => warning(&format!("{broken}; receiving it again, from segment {from}")),
+        }
+    }
+
+    fn durable(&mut self, durable: Durable) {
+        self.reached = Some(durable.pos());
+    }
+
+    /// Each failed try is told only to those who want to hear more.
+    fn disconnected(&mut self, error: ReceiveError, news: bool, wait: std::time::Duration) {
+        self.ended(&error);
+        if news || self.verbose {
+            Said::from(error).print();
+            if !self.no_loop {
+                let seconds = wait.as_secs_f64().ceil().max(1.0);
+                line(&format!("disconnected; waiting {seconds:.0} seconds to try again"));
+            }
+        }
+    }
+
+    /// A stream that the server ended in good order leaves a file that is said to be not complete.
+    fn ended(&mut self, error: &ReceiveError) {
+        match error {
+            ReceiveError::Ended => self.left_open(),
+            _ => self.open = None,
+        }
+    }
+
+    /// The end position was passed.
+    pub(super) fn stopped(&mut self) {
+        if let Some(at) = self.reached {
+            self.more(&format!("stopped log streaming at {} (timeline {})", at.lsn(), at.tli()));
+        }
+        self.left_open();
+    }
+
+    /// It was told to stop.
+    pub(super) fn interrupted(&mut self) {
+        self.more("received interrupt signal, exiting");
+        self.left_open();
+    }
+
+    /// It cannot go on.
+    pub(super) fn failed(&mut self, error: ReceiveError) -> Said {
+        self.ended(&error);
+        Said { disconnected: self.no_loop, ..Said::from(error) }
+    }
+
+    fn left_open(&mut self) {
+        let Some(segment) = self.open.take() else { return };
+        let name = format!("{segment}{}.partial", self.codec.suffix());
+        if self.archive.dir().join(&name).exists() {
+            line(&format!("not renaming \"{name}\", segment is not complete"));
+        }
+    }
+
+    fn more(&self, text: &str) {
+        if self.verbose {
+            line(text);
+        }
+    }
+}
+
+/// Warnings of the rooms below, in the same form.
+pub(super) fn start_log() {
+    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(Level::WARN).event_format(Form);
+    // A second start, as tests make it, leaves the first in place.
+    let _ = log.try_init();
+}
+
+struct Form;
+
+impl<S, N> FormatEvent<S, N> for Form
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut to: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> fmt::Result {
+        let level = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
+        write!(to, "{NAME}: {level}: ")?;
+        context.field_format().format_fields(to.by_ref(), event)?;
+        writeln!(to)
+    }
+}
