@@ -1,5 +1,7 @@
 //! A record of the log, and what walhold reads in it.
 
+use jiff::Timestamp;
+
 use super::Lsn;
 
 /// Resource managers, from `src/include/access/rmgrlist.h`.
@@ -59,6 +61,17 @@ pub enum RecordKind {
 /// Microseconds since 2000-01-01 00:00 UTC by the server's clock (`TimestampTz`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ServerTime(pub i64);
+
+impl ServerTime {
+    /// 2000-01-01 00:00 UTC in microseconds of the Unix clock.
+    const EPOCH: i64 = 946_684_800_000_000;
+
+    /// The same moment by the usual clock; `None` for the server's infinities, and for years that
+    /// no clock shows.
+    pub fn timestamp(self) -> Option<Timestamp> {
+        Timestamp::from_microsecond(self.0.checked_add(Self::EPOCH)?).ok()
+    }
+}
 
 /// The end of a transaction, prepared or not: where recovery to a point in time or a transaction
 /// looks whether to stop.
