@@ -11,7 +11,7 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use secrecy::SecretString;
 
 use super::Failure;
-use crate::connection::{Conninfo, Flags, Surroundings};
+use crate::connection::{Conninfo, Flags, Purpose, Session, Surroundings};
 use crate::disk::{Disk, Real};
 use crate::receive::{ReceiveError, Upstream};
 use crate::repository::{Repository, RepositoryError};
@@ -41,6 +41,27 @@ pub(super) struct ConnectionFlags {
 }
 
 impl ConnectionFlags {
+    /// Whether any flag or variable of ours says which server; those of libpq alone do not count.
+    pub(super) fn name_a_server(&self) -> bool {
+        self.dbname.is_some() || self.host.is_some() || self.port.is_some() || self.username.is_some()
+    }
+
+    /// An SQL session, asking for a password as [`ConnectionFlags::connect`] does.
+    pub(super) async fn session(&self, application_name: &str) -> Result<Session, Failure> {
+        let mut conninfo = self.conninfo()?;
+        let name = conninfo.application_name().unwrap_or(application_name).to_owned();
+        if self.password {
+            conninfo = with_password(conninfo).await?;
+        }
+        match Session::connect(&conninfo, Purpose::Sql, &name).await {
+            Err(e) if e.is_password_missing() && !self.no_password && std::io::stdin().is_terminal() => {
+                let conninfo = with_password(conninfo).await?;
+                Ok(Session::connect(&conninfo, Purpose::Sql, &name).await?)
+            }
+            connected => Ok(connected?),
+        }
+    }
+
     fn conninfo(&self) -> Result<Conninfo, Failure> {
         let flags = Flags {
             conninfo: self.dbname.clone(),

@@ -9,6 +9,7 @@ use crate::disk::{DiskError, Trouble};
 use crate::receive::{Gap, ReceiveError};
 use crate::repository::{NotUsable, RepositoryError, SealError};
 use crate::restore::RestoreError;
+use crate::status::StatusError;
 use crate::verify::VerifyError;
 
 /// The exit codes, which scripts rely on. (`wal-get` has its own three.)
@@ -77,6 +78,11 @@ impl Failure {
         Self { hint: hint.or(self.hint), ..self }
     }
 
+    /// The cause, in a line.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// What the operator can do.
     pub fn advice(&self) -> Option<&str> {
         self.hint.as_deref()
@@ -112,6 +118,15 @@ impl From<ConnectError> for Failure {
 impl From<SessionError> for Failure {
     fn from(e: SessionError) -> Self {
         Self::error(e.to_string()).hint_if(e.hint())
+    }
+}
+
+impl From<StatusError> for Failure {
+    fn from(e: StatusError) -> Self {
+        match e {
+            StatusError::Repository(e) => e.into(),
+            StatusError::Archive(e) => e.into(),
+        }
     }
 }
 

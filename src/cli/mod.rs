@@ -8,6 +8,7 @@ mod log;
 mod receive;
 mod restore;
 mod signals;
+mod status;
 mod values;
 mod verify;
 
@@ -44,6 +45,7 @@ enum Command {
     Receive(Box<receive::Arguments>),
     Backup(Box<backup::Arguments>),
     List(list::Arguments),
+    Status(Box<status::Arguments>),
     Verify(verify::Arguments),
     Restore(Box<restore::Arguments>),
     /// Give a recovering server one file of the archive: its restore_command
@@ -85,6 +87,10 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Receive(arguments) => receive::run(&arguments),
         Command::Backup(arguments) => backup::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
+        Command::Status(arguments) => match status::run(&arguments) {
+            Ok(exit) => return exit.into(),
+            Err(failure) => Err(failure),
+        },
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),

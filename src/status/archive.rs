@@ -188,15 +188,7 @@ impl<'a> Reader<'a> {
         };
         let breaks = self.seals.iter().filter(crosses).map(|seal| seal.id).collect();
         let bytes = gap.to().lsn().saturating_sub(from.lsn());
-        Some(GapStatus {
-            from,
-            to: gap.to(),
-            bytes,
-            last_commit_before: last_commit,
-            first_commit_after,
-            ends,
-            breaks,
-        })
+        Some(GapStatus { from, to: gap.to(), bytes, last_commit_before: last_commit, first_commit_after, ends, breaks })
     }
 
     pub(super) fn islands(&mut self) -> Vec<IslandStatus> {

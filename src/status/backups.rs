@@ -1,5 +1,8 @@
 //! Each backup, as it fares.
 
+use std::time::Duration;
+
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::archive::{End, Reader, WindowStatus};
@@ -58,6 +61,14 @@ pub struct BackupStatus {
     pub waiting: Option<Waiting>,
     /// What is wrong with it.
     pub damage: Option<String>,
+}
+
+impl BackupStatus {
+    /// Time since a complete one ended; 0 if that lies ahead.
+    pub fn age(&self, now: Timestamp) -> Option<Duration> {
+        let [_, stopped] = self.times?;
+        Some(Duration::try_from(now.duration_since(stopped.0)).unwrap_or_default())
+    }
 }
 
 pub(super) fn all(

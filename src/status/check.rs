@@ -124,14 +124,8 @@ fn backups(status: &Status, max_age: Option<Duration>, now: Timestamp, reasons: 
 }
 
 fn old(newest: &BackupStatus, max_age: Option<Duration>, now: Timestamp) -> Option<Reason> {
-    let age = age(newest, now)?;
+    let age = newest.age(now)?;
     max_age.filter(|limit| age > *limit).map(|_| Reason::Old { id: newest.id, age })
-}
-
-/// Time since a complete backup ended.
-pub(super) fn age(backup: &BackupStatus, now: Timestamp) -> Option<Duration> {
-    let [_, stopped] = backup.times?;
-    Some(Duration::try_from(now.duration_since(stopped.0)).unwrap_or_default())
 }
 
 /// Whether the newest backup does not lead to where WAL arrives.

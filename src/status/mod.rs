@@ -148,5 +148,5 @@ impl Status {
     }
 }
 
-
-
+#[cfg(test)]
+pub(crate) mod tests;
