@@ -84,12 +84,22 @@ impl<'a> Cluster<'a> {
 
     /// A running standby made from a copy of this server's files, which is stopped for that.
     pub(crate) fn standby(&mut self, name: &str) -> Self {
-        self.stop(Stop::Fast);
         self.configure(&["wal_keep_size = '64MB'"]); // no slot keeps what the standby has not got yet
+        self.standby_with(name, &[])
+    }
+
+    /// The same, with settings of its own. It has no slots, as no copy of a server has.
+    pub(crate) fn standby_with(&mut self, name: &str, settings: &[&str]) -> Self {
+        self.stop(Stop::Fast);
         let mut standby = Self::at(self.room, name);
         self.room.copy_tree(&self.data, &standby.data);
+        for slot in fs::read_dir(standby.data.join("pg_replslot")).unwrap() {
+            fs::remove_dir_all(slot.unwrap().path()).unwrap();
+        }
         self.room.write(&standby.data.join("standby.signal"), "");
-        standby.configure(&[&format!("primary_conninfo = '{}'", self.conninfo())]);
+        // The later of two primary_conninfo wins: an earlier standby's may have been copied.
+        standby.configure(&[&format!("primary_conninfo = '{} application_name={name}'", self.conninfo())]);
+        standby.configure(settings);
         self.start();
         standby.start();
         standby
@@ -176,6 +186,20 @@ impl<'a> Cluster<'a> {
     pub(crate) fn destroy(&mut self) {
         self.stop(Stop::Immediate);
         fs::remove_dir_all(&self.data).unwrap();
+    }
+
+    /// Ends a stopped server's timeline: it recovers what it has, and goes on with the next one.
+    #[track_caller]
+    pub(crate) fn start_on_next_timeline(&mut self) {
+        self.configure(&["restore_command = 'false'"]);
+        self.room.write(&self.data.join("recovery.signal"), "");
+        self.start();
+        self.wait_for_promotion();
+    }
+
+    /// The folder of its socket.
+    pub(crate) fn sockets(&self) -> &Path {
+        &self.sockets
     }
 
     /// Makes a standby a primary, and waits until it is.

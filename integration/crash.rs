@@ -11,15 +11,15 @@ use crate::room::{Outcome, Room, SOON, wait_until};
 use crate::stock::{amcheck, assert_contiguous, names};
 
 /// How often: a few times in an ordinary run, more when asked for.
-fn rounds() -> usize {
-    std::env::var("WALHOLD_TEST_ROUNDS").map_or(5, |text| text.parse().expect("WALHOLD_TEST_ROUNDS is a number"))
+pub(crate) fn rounds(few: usize) -> usize {
+    std::env::var("WALHOLD_TEST_ROUNDS").map_or(few, |text| text.parse().expect("WALHOLD_TEST_ROUNDS is a number"))
 }
 
 /// Random moments that a seed replays (xorshift).
-struct Moments(u64);
+pub(crate) struct Moments(u64);
 
 impl Moments {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let seed = std::env::var("WALHOLD_TEST_SEED").map_or_else(
             |_| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() | 1,
             |text| text.parse().expect("WALHOLD_TEST_SEED is a number"),
@@ -28,11 +28,22 @@ impl Moments {
         Self(seed)
     }
 
-    fn sleep(&mut self, most: Duration) {
+    /// Sleeps at most so long.
+    pub(crate) fn sleep(&mut self, most: Duration) {
+        std::thread::sleep(most.mul_f64(self.next() as f64 / 1000.0));
+    }
+
+    /// Whether to do something.
+    pub(crate) fn coin(&mut self) -> bool {
+        self.next() < 500
+    }
+
+    /// 0 to 999.
+    fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        std::thread::sleep(most.mul_f64((self.0 % 1000) as f64 / 1000.0));
+        self.0 % 1000
     }
 }
 
@@ -48,7 +59,7 @@ pub(crate) fn receive_killed(room: &Room) -> Outcome {
     primary.require_standby("walhold");
     let load = Load::start(&primary, 3);
     let mut moments = Moments::new();
-    for _ in 0..rounds() {
+    for _ in 0..rounds(5) {
         load.wait_for_more(20);
         moments.sleep(Duration::from_millis(400));
         assert!(receiver.kill().killed(), "it ended by itself");
@@ -103,7 +114,7 @@ fn kill_backups(room: &Room, primary: &Cluster<'_>, repo: &Path) -> Load {
     backup(room, repo, primary).expect(0);
     let whole = begun.elapsed();
     let mut moments = Moments::new();
-    for _ in 0..rounds() {
+    for _ in 0..rounds(5) {
         let running = start(walhold(room, "backup").arg("--repo").arg(repo).args(["-d", &primary.conninfo()]));
         moments.sleep(whole.mul_f64(0.9));
         if running.kill().killed() {

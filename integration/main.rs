@@ -28,11 +28,13 @@ mod backup;
 mod crash;
 mod disk_full;
 mod durable;
+mod failover;
 mod identical;
 mod readme;
 mod refusals;
 mod resume;
 mod shutdown;
+mod slots;
 mod timeline;
 mod tls;
 mod wal_get;
@@ -54,8 +56,16 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p2_a_gap_is_refused_with_both_positions", resume::gap),
     ("p2_a_standby_behind_the_archive_is_waited_for", resume::standby_behind),
     ("p2_a_new_backup_lets_receiving_go_on_after_a_gap", resume::after_island),
+    ("p1_promotions_under_load_lose_no_acknowledged_commit", failover::promotions_under_load),
     ("p2_a_promotion_is_followed", timeline::promotion),
+    ("p2_a_crash_of_the_server_is_one_line_and_one_when_it_is_over", failover::crash_restart),
+    ("p2_several_promotions_while_we_were_away_are_followed", timeline::several_while_away),
+    ("p2_a_timeline_that_ends_with_a_segment_is_followed", timeline::at_boundary),
+    ("p2_a_slot_that_the_new_primary_lacks_is_made", failover::slot_made),
+    ("p2_a_named_slot_that_the_new_primary_lacks_is_asked_for", failover::slot_missing),
+    ("p2_a_slot_that_lost_its_wal_is_a_gap", failover::slot_lost),
     ("p2_a_restored_server_goes_on_in_the_same_repository", timeline::after_restore),
+    ("slots_are_made_listed_and_dropped", slots::commands),
     ("p3_a_backup_under_load_restores", backup::under_load),
     ("p3_a_backup_of_an_idle_server_is_sealed_at_once", backup::idle_beside_receiver),
     ("p3_a_backup_alone_brings_its_own_wal", backup::idle_alone),

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::backup::{backup, restored, verify};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Stop};
 use crate::load::{Load, compare};
 use crate::program::receive;
 use crate::room::{Outcome, Room, SOON, wait_until};
@@ -47,6 +47,66 @@ pub(crate) fn promotion(room: &Room) -> Outcome {
     command.arg("-p").arg(&plain).args(["-z", "-t", "2", "-s", &switch.to_string(), "-e", &end.to_string()]);
     let said = room.must(&mut command);
     assert!(said.contains("Total"), "{said}");
+    Ok(())
+}
+
+/// The receiver holds timeline 1 and finds the server on timeline 4.
+pub(crate) fn several_while_away(room: &Room) -> Outcome {
+    let mut server = Cluster::new(room, "server");
+    let repo = room.path("repo");
+    let receiver = receive(room, &repo, &server.conninfo(), &[]);
+    receiver.wait_until_it_streams(&server);
+    backup(room, &repo, &server).expect(0);
+    server.rows("create table t1 as select i from generate_series(1, 30000) i");
+    server.wait_for_slot("walhold", server.flushed());
+    receiver.terminate().expect(0);
+    for tli in 2..=4 {
+        server.stop(Stop::Fast);
+        server.start_on_next_timeline();
+        server.rows(&format!("create table t{tli} as select i from generate_series(1, 30000) i"));
+    }
+    let receiver = receive(room, &repo, &server.conninfo(), &[]);
+    receiver.wait_for("goes on with timeline 4");
+    server.wait_for_slot("walhold", server.flushed());
+    receiver.terminate().expect(0);
+    let held = names(&repo.join("wal"));
+    for tli in 2..=4 {
+        assert!(held.contains(&format!("{tli:08X}.history")), "{held:?}");
+    }
+    server.destroy();
+    verify(room, &repo).expect(0);
+    let restored = restored(room, &repo, "restored");
+    assert_eq!(restored.sql("select count(*) from t1, lateral (select 1 from t2, t3, t4 limit 1) x"), "30000");
+    Ok(())
+}
+
+/// A timeline may end where a segment ends: nothing of the next segment is on it.
+pub(crate) fn at_boundary(room: &Room) -> Outcome {
+    let mut server = Cluster::new(room, "server");
+    let repo = room.path("repo");
+    let receiver = receive(room, &repo, &server.conninfo(), &["--synchronous"]);
+    receiver.wait_until_it_streams(&server);
+    backup(room, &repo, &server).expect(0);
+    let mut switch = crate::cluster::Lsn(1);
+    // The server may write something of its own between the two; then it is tried on the next timeline.
+    for tli in 2..8 {
+        server.rows(&format!("create table t{tli} as select i from generate_series(1, 1000) i"));
+        server.rows("select pg_switch_wal()");
+        server.stop(Stop::Immediate);
+        server.start_on_next_timeline();
+        server.rows(&format!("create table after{tli} as select i from generate_series(1, 1000) i"));
+        server.wait_for_slot("walhold", server.flushed());
+        let history = fs::read_to_string(repo.join("wal").join(format!("{tli:08X}.history"))).unwrap();
+        switch = crate::cluster::lsn(history.lines().last().unwrap().split_whitespace().nth(1).unwrap());
+        if switch.0.is_multiple_of(SEGMENT) {
+            break;
+        }
+    }
+    assert_eq!(switch.0 % SEGMENT, 0, "no timeline ended with a segment");
+    receiver.terminate().expect(0);
+    server.destroy();
+    verify(room, &repo).expect(0);
+    assert_eq!(restored(room, &repo, "restored").sql("select count(*) from t2, after2"), "1000000");
     Ok(())
 }
 

@@ -207,11 +207,16 @@ impl From<ReceiveError> for Failure {
                 .exit(Exit::Gap)
                 .hint("one repository holds one cluster: give this server its own, or check host and port"),
             ReceiveError::NoSlot(name) => failure.hint(format!(
-                "make it (--ensure-slot, or select pg_create_physical_replication_slot('{name}', true)), or check the name"
+                "make it (walhold slot create {name}, or --ensure-slot), or check the name"
             )),
             ReceiveError::SlotPosition { .. } => {
                 failure.hint("this server tells it by SQL only: let the role connect to a database, or use --no-slot")
             }
+            ReceiveError::SlotLost { slot, .. } => failure.exit(Exit::Gap).hint(format!(
+                "the server was allowed to remove it (max_slot_wal_keep_size, idle_replication_slot_timeout). Make the slot \
+                 anew (walhold slot drop {slot}; walhold slot create {slot}); if the server has no more what comes \
+                 next, receive says so, and a new backup begins anew"
+            )),
             ReceiveError::Gap(gap) => failure.exit(Exit::Gap).hint(gap_hint(&gap)),
             ReceiveError::Ahead { .. } => failure.exit(Exit::Gap).hint(
                 "the server was restored to an earlier state, or it is another one: nothing was written; \

@@ -8,6 +8,7 @@ mod log;
 mod receive;
 mod restore;
 mod signals;
+mod slot;
 mod status;
 mod values;
 mod verify;
@@ -48,6 +49,7 @@ enum Command {
     Status(Box<status::Arguments>),
     Verify(verify::Arguments),
     Restore(Box<restore::Arguments>),
+    Slot(slot::Arguments),
     /// Give a recovering server one file of the archive: its restore_command
     ///
     /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
@@ -67,7 +69,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         return run_wal_get(arguments.into_iter().skip(2)).into();
     }
     // What a variable holds may be a password.
-    let grammar = Arguments::command().mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)));
+    let grammar = without_values(Arguments::command());
     let parsed = grammar.try_get_matches_from(arguments).and_then(|matches| {
         let mut parsed = Arguments::from_arg_matches(&matches)?;
         if let (Command::Receive(receive), Some((_, given))) = (&mut parsed.command, matches.subcommand()) {
@@ -93,6 +95,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         },
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
+        Command::Slot(arguments) => slot::run(&arguments),
         Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };
     match done {
@@ -102,6 +105,10 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
             failure.exit.into()
         }
     }
+}
+
+fn without_values(command: clap::Command) -> clap::Command {
+    command.mut_subcommands(without_values).mut_args(|arg| arg.hide_env_values(true))
 }
 
 /// The runtime of the commands that talk to a server. One thread: the work that waits for disks or

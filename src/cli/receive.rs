@@ -178,6 +178,9 @@ fn log(event: Event) {
             info!("the archive has a hole from {at} on, and the slot still keeps its WAL: filling it")
         }
         Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
+        Event::SlotLost(name) => {
+            warn!("replication slot \"{name}\" has lost its WAL and keeps nothing any more: dropped it")
+        }
         Event::RemoteApply => warn!(
             "synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever; \
              use on or remote_write"

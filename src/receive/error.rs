@@ -64,6 +64,19 @@ pub enum ReceiveError {
         /// What the SQL session said.
         reason: String,
     },
+    /// The slot exists, and the server does not keep WAL for it any more.
+    #[error(
+        "replication slot \"{}\" has lost its WAL: the archive ends at {held}, and the server is at {server}",
+        slot.as_str()
+    )]
+    SlotLost {
+        /// Which.
+        slot: SlotName,
+        /// Exclusive end of what is held.
+        held: Pos,
+        /// The server's position.
+        server: Pos,
+    },
     /// WAL is missing between what is held and what the server still has.
     #[error("the server no longer has the WAL that comes next: the archive ends at {}, and the server is at {}", .0.held, .0.server)]
     Gap(Box<Gap>),

@@ -89,6 +89,9 @@ pub enum Event {
     RemoteApply,
     /// What the slot still keeps of a hole is received first.
     Filling(Pos),
+    /// The slot kept nothing any more: the server has removed the WAL that it was made to keep. It was
+    /// dropped, to be made anew.
+    SlotLost(SlotName),
     /// The slot was made.
     SlotMade(SlotName),
     /// The stream has ended, or a try to have it again has failed. The next try comes after a while.

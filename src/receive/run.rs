@@ -10,11 +10,11 @@ use super::pipe::Pipe;
 use super::retry::{Outage, Setback, random};
 use super::setup::{Upstream, begin};
 use super::stream::{Ended, stream};
-use super::{Ending, Event, Finished, Options, ReceiveError, Receiver, Settings, Violation};
+use super::{Ending, Event, Finished, Options, ReceiveError, Receiver, Settings, Slot, Violation};
 use crate::archive::{Archive, OldEnd, Resumption};
 use crate::connection::{Error as SessionError, Started, StreamEnd};
 use crate::disk::Trouble;
-use crate::protocol::{Condition, NextTimeline};
+use crate::protocol::{Condition, NextTimeline, SlotName};
 use crate::wal::{Broken, Lsn, Pos, Segment};
 
 /// How often a full disk is looked at.
@@ -95,6 +95,9 @@ struct Doubts {
     removed: bool,
     /// Nor does it have the WAL of a hole, although the slot should have kept it.
     unfillable: bool,
+    /// The slot cannot be used any more.
+    slot_lost: bool,
+    slot_remade: bool,
     /// A record did not verify.
     broken: Option<Broken>,
     /// Where to begin again because of it.
@@ -120,6 +123,8 @@ impl Doubts {
             ReceiveError::Session(e) if e.condition() == Some(Condition::WalRemoved) => {
                 !std::mem::replace(&mut self.removed, true)
             }
+            // It is made anew.
+            ReceiveError::Session(_) if self.slot_lost => true,
             ReceiveError::NotValid { broken } if self.broken.is_none_or(|before| before.whole != broken.whole) => {
                 self.broken = Some(*broken);
                 if let Some(tli) = archive.list().ok().and_then(|listing| listing.newest_timeline()) {
@@ -163,7 +168,7 @@ impl Doubts {
 
     /// A stream begins.
     fn streams(&mut self, upstream: &Upstream, tell: &mut impl FnMut(Event)) {
-        (self.streamed, self.in_use) = (true, None);
+        (self.streamed, self.in_use, self.slot_remade) = (true, None, false);
         if let Some((away, behind)) = self.outage.streams(Instant::now(), upstream.position.lsn()) {
             tell(Event::Reconnected { away, behind });
         }
@@ -192,7 +197,7 @@ async fn session(
     if options.synchronous && upstream.session.show("synchronous_commit").await? == "remote_apply" {
         tell(Event::RemoteApply);
     }
-    let slot = upstream.prepare_slot(options, tell).await?;
+    let slot = upstream.prepare_slot(options, std::mem::take(&mut doubts.slot_lost), tell).await?;
     let mut kept_from = slot.map_or(Lsn::ZERO, |slot| slot.lsn().min(upstream.position.lsn()));
     let mut resumption = match doubts.from {
         Some(from) => {
@@ -214,6 +219,13 @@ async fn session(
     loop {
         let start = resumption.start;
         let held = resumption.old.map_or(start, |old| start.at(old.valid));
+        let server = upstream.position;
+        let lost = |slot: &SlotName| ReceiveError::SlotLost { slot: slot.clone(), held, server };
+        if let (Slot::Existing(name), None) = (&options.slot, slot)
+            && upstream.is_slot_lost(options).await
+        {
+            return Err(lost(name));
+        }
         if options.end.is_some_and(|end| start.lsn() > end) {
             return Ok(Some(Finished::EndPosition));
         }
@@ -229,6 +241,15 @@ async fn session(
             }
             Err(ReceiveError::Session(e)) if is_removed(&e) && doubts.removed => {
                 return Err(upstream.gap(options, held).await);
+            }
+            // Since 18 a slot that was invalidated cannot be streamed from.
+            Err(ReceiveError::Session(e)) if e.condition() == Some(Condition::NotReady) && !e.is_transient() => {
+                let ours = matches!(options.slot, Slot::Ensured(_));
+                doubts.slot_lost = ours && !std::mem::replace(&mut doubts.slot_remade, true);
+                return Err(match &options.slot {
+                    Slot::Existing(name) => lost(name),
+                    _ => e.into(),
+                });
             }
             Err(e) => return Err(e),
         };

@@ -76,10 +76,13 @@ impl Upstream {
     }
 
     /// The slot's restart position; `None` if it keeps nothing yet. Makes the slot if it is missing
-    /// and may be made.
+    /// and may be made. One that is ours and keeps nothing is made anew: it was made with reserved WAL,
+    /// so it has lost that (`max_slot_wal_keep_size`), as `lost` says where the server told otherwise;
+    /// since 16 such a slot never keeps anything again.
     pub(super) async fn prepare_slot(
         &mut self,
         options: &Options,
+        lost: bool,
         tell: &mut impl FnMut(Event),
     ) -> Result<Option<Pos>, ReceiveError> {
         let (name, may_make) = match &options.slot {
@@ -89,8 +92,14 @@ impl Upstream {
         };
         let found = self.find_slot(options, name).await?;
         match found {
-            Some(restart) => Ok(restart),
-            None if may_make => {
+            Some(Some(restart)) if !(lost && may_make) => Ok(Some(restart)),
+            Some(None) if !may_make => Ok(None),
+            None if !may_make => Err(ReceiveError::NoSlot(name.clone())),
+            _ => {
+                if found.is_some() {
+                    self.session.drop_slot(name).await?;
+                    tell(Event::SlotLost(name.clone()));
+                }
                 match self.session.create_slot(name, SlotKind::Permanent, Retention::Reserved).await {
                     Ok(()) => tell(Event::SlotMade(name.clone())),
                     // Made by somebody else between the two commands.
@@ -99,8 +108,20 @@ impl Upstream {
                 }
                 Ok(self.find_slot(options, name).await?.flatten())
             }
-            None => Err(ReceiveError::NoSlot(name.clone())),
         }
+    }
+
+    /// Whether the slot, which keeps nothing, has lost its WAL for good. Only SQL tells it; before 16
+    /// such a slot keeps WAL again after the next report.
+    pub(super) async fn is_slot_lost(&self, options: &Options) -> bool {
+        let Some(name) = options.slot.name().filter(|_| self.session.server_version().major() >= 16) else {
+            return false;
+        };
+        let sql = format!("select wal_status from pg_replication_slots where slot_name = '{}'", name.as_str());
+        let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name);
+        let Ok(mut session) = session.await else { return false };
+        let rows = session.query(&sql).await.unwrap_or_default();
+        rows.first().and_then(|row| row.first()?.as_deref()) == Some("lost")
     }
 
     /// `None` if there is no such slot; else its restart position, if it has one.
