@@ -29,6 +29,7 @@ mod crash;
 mod disk_full;
 mod durable;
 mod failover;
+mod expire;
 mod identical;
 mod readme;
 mod refusals;
@@ -75,6 +76,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_backup_killed_alone_is_never_offered", crash::backup_killed_alone),
     ("p3_a_missing_segment_is_named_and_refused", backup::missing_segment),
     ("p3_a_damaged_file_is_named_and_refused", backup::damaged_file),
+    ("p4_what_is_left_by_expire_restores", expire::under_load),
     ("p5_another_cluster_is_refused", resume::other_cluster),
     ("p5_a_clone_that_went_its_own_way_is_refused", resume::diverged_clone),
     ("p5_a_primary_behind_the_archive_is_refused", resume::primary_behind),

@@ -3,6 +3,7 @@
 //!
 //! A failure prints the seed: `WALHOLD_SEED=... cargo test --test proto crash` runs it again.
 
+mod expire;
 mod repository;
 mod world;
 

@@ -18,24 +18,24 @@ use walhold::wal::{History, Pos, Segment};
 use super::world::{SIZE, START, SYSTEM, at, content, seed, size};
 use crate::wal::Log;
 
-fn path() -> PathBuf {
+pub(super) fn path() -> PathBuf {
     PathBuf::from("/srv/backups/main")
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     "2026-11-22T05:15:00Z".parse().unwrap()
 }
 
-fn create(disk: &Simulated) -> Result<Repository, RepositoryError> {
+pub(super) fn create(disk: &Simulated) -> Result<Repository, RepositoryError> {
     Repository::open_or_create(&path(), Arc::new(disk.clone()), SYSTEM, size(), false, now())
 }
 
-fn open(disk: &Simulated) -> Result<Repository, RepositoryError> {
+pub(super) fn open(disk: &Simulated) -> Result<Repository, RepositoryError> {
     Repository::open(&path(), Arc::new(disk.clone()))
 }
 
 /// All images of a power cut, and the disk as a process leaves it that is killed.
-fn ends(disk: &Simulated, k: usize) -> Vec<Simulated> {
+pub(super) fn ends(disk: &Simulated, k: usize) -> Vec<Simulated> {
     disk.crash_images(seed() ^ k as u64, 24).chain([disk.after(0)]).collect()
 }
 
@@ -92,7 +92,7 @@ fn version() -> ServerVersion {
     ServerVersion { number: 170_012, text: "17.12".to_owned() }
 }
 
-fn seal_of(id: BackupId, start: Pos, stop: Pos, files: Vec<SealedFile>) -> Seal {
+pub(super) fn seal_of(id: BackupId, start: Pos, stop: Pos, files: Vec<SealedFile>) -> Seal {
     Seal {
         id,
         label: String::new(),
@@ -126,7 +126,7 @@ fn seal_of(id: BackupId, start: Pos, stop: Pos, files: Vec<SealedFile>) -> Seal 
     }
 }
 
-fn pending_of(id: BackupId, start: Pos, ready: Option<Seal>) -> Pending {
+pub(super) fn pending_of(id: BackupId, start: Pos, ready: Option<Seal>) -> Pending {
     Pending {
         id,
         label: String::new(),
@@ -140,7 +140,12 @@ fn pending_of(id: BackupId, start: Pos, ready: Option<Seal>) -> Pending {
 }
 
 /// Writes a file of the backup, and does not sync it.
-fn add_file(disk: &Simulated, folder: &BackupFolder, name: &str, bytes: &[u8]) -> Result<SealedFile, DiskError> {
+pub(super) fn add_file(
+    disk: &Simulated,
+    folder: &BackupFolder,
+    name: &str,
+    bytes: &[u8],
+) -> Result<SealedFile, DiskError> {
     let mut file = disk.create(&folder.dir().join(name), 0o600)?;
     for (n, part) in bytes.chunks(30_000).enumerate() {
         file.write_at(n as u64 * 30_000, part)?;
@@ -159,7 +164,7 @@ struct Promised {
 }
 
 /// Makes the WAL durable that another process has written, and proves it.
-fn prove(repository: &Repository, seal: &Seal) -> Result<(Proof, Durable), Box<dyn Error>> {
+pub(super) fn prove(repository: &Repository, seal: &Seal) -> Result<(Proof, Durable), Box<dyn Error>> {
     let mut follower = Follower::new(repository.archive(), History::first(), seal.start.lsn());
     follower.advance()?;
     let durable = follower.settle()?;
@@ -248,7 +253,7 @@ fn judge(found: &Simulated, id: BackupId, promised: &Promised, k: usize) -> Resu
     Ok(())
 }
 
-fn is_whole(repository: &Repository, disk: &Simulated, seal: &Seal) -> Result<(), Box<dyn Error>> {
+pub(super) fn is_whole(repository: &Repository, disk: &Simulated, seal: &Seal) -> Result<(), Box<dyn Error>> {
     for file in &seal.files {
         let bytes = content(disk, &repository.backup_dir(seal.id).join(&file.name))?;
         if bytes.len() as u64 != file.size || Sha256Sum::of(&bytes) != file.sha256 {

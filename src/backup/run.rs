@@ -12,12 +12,13 @@ use super::wal::{NotCome, Wal};
 use super::{BackupError, Event, Options};
 use crate::archive::{Archive, Durable, NotProven, Proof, Stored};
 use crate::connection::{BackupStarted, Purpose, Session, SlotAnswer};
+use crate::disk::Lock;
 use crate::image::{BackupSource, WalRange};
 use crate::protocol::{BackupEvent, BaseBackup, Retention, SlotKind, SlotName, SlotState};
 use crate::receive::Upstream;
 use crate::repository::{
     BackupFolder, BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, PathStep, Pending, Repository,
-    Seal, Sealed, SealedHistory, SealedManifest, SealedTablespace, ServerVersion, Sha256Sum, Time,
+    RepositoryError, Seal, Sealed, SealedHistory, SealedManifest, SealedTablespace, ServerVersion, Sha256Sum, Time,
 };
 use crate::wal::{Lsn, Pos, Segment, TimelineId};
 
@@ -25,6 +26,8 @@ use crate::wal::{Lsn, Pos, Segment, TimelineId};
 const SECURING: Duration = Duration::from_secs(30);
 /// After the copy, how long nothing may come before the backup is left to wait by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two attempts to begin while an expire removes what is old.
+const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes a backup and seals it.
 ///
@@ -157,12 +160,13 @@ impl<'a> Run<'a> {
         self.durations.checkpoint = milliseconds(asked);
         wal.rewind(started.start)?;
         self.held(wal, started.start, tell).await?;
+        let claim = self.claim().await?;
         let first = Segment::containing(started.start, self.archive.size());
         if self.archive.list()?.stored(first) == Stored::default() {
             return Err(BackupError::StartNotHeld { start: started.start, segment: first });
         }
         let folder = self.repository.begin_backup(self.start_time.0)?;
-        match self.fill(&folder, wal, started, slot, config_files, tell).await {
+        match self.fill(&folder, claim, wal, started, slot, config_files, tell).await {
             Ok(Ready { seal, proof, durable }) => Ok(folder.seal(seal, &proof, &durable)?),
             Err(e @ BackupError::Waiting { .. }) => Err(e),
             Err(e) => {
@@ -172,10 +176,23 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Keeps an expire from removing the WAL that is needed before the pending document claims it.
+    async fn claim(&self) -> Result<Lock, BackupError> {
+        loop {
+            match self.repository.claim() {
+                Err(RepositoryError::Locked(e)) => debug!("waiting: {e}"),
+                claim => return Ok(claim?),
+            }
+            self.unless_stopped(tokio::time::sleep(CLAIM_PAUSE)).await?;
+        }
+    }
+
     /// Everything between the start position and the seal.
+    #[allow(clippy::too_many_arguments, reason = "each is used up here")]
     async fn fill(
         &mut self,
         folder: &BackupFolder,
+        claim: Lock,
         wal: &mut Wal<'a>,
         started: BackupStarted,
         slot: SlotName,
@@ -184,6 +201,7 @@ impl<'a> Run<'a> {
     ) -> Result<Ready, BackupError> {
         let mut pending = self.pending(folder.id(), started.start);
         folder.write_pending(&pending)?;
+        drop(claim);
         let estimate = started.tablespaces.iter().try_fold(0_u64, |sum, row| Some(sum.saturating_add(row.size_kb?)));
         let estimate = estimate.map(|kb| kb.saturating_mul(1024));
         tell(Event::Copying { id: folder.id(), start: started.start, estimate });

@@ -7,7 +7,7 @@ use crate::backup::BackupError;
 use crate::connection::{ConnectError, ConninfoError, Error as SessionError};
 use crate::disk::{DiskError, Trouble};
 use crate::receive::{Gap, ReceiveError};
-use crate::repository::{NotUsable, RepositoryError, SealError};
+use crate::repository::{ExpireError, MarkError, NotUsable, RepositoryError, SealError, Undecided};
 use crate::restore::RestoreError;
 use crate::status::StatusError;
 use crate::verify::VerifyError;
@@ -298,6 +298,36 @@ impl From<VerifyError> for Failure {
             VerifyError::NotFound(_) => Self::error(e.to_string()).hint("walhold list shows the backups"),
             VerifyError::Repository(e) => e.into(),
             VerifyError::Archive(e) => e.into(),
+        }
+    }
+}
+
+impl From<ExpireError> for Failure {
+    fn from(e: ExpireError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e {
+            ExpireError::Undecided(Undecided::Damaged { .. }) => failure.hint(
+                "nothing was removed; restore its document from a copy, or remove its folder if the backup is lost",
+            ),
+            ExpireError::Undecided(Undecided::NoHistory(_)) => {
+                failure.hint("nothing was removed; walhold receive fetches the file from the server")
+            }
+            ExpireError::Stranger(_) => failure.hint("nothing was removed; move it out of the repository"),
+            ExpireError::Busy(_) | ExpireError::Unsettled => failure.hint("try again when it has ended"),
+            ExpireError::Archive(e) => e.into(),
+            ExpireError::Repository(e) => e.into(),
+        }
+    }
+}
+
+impl From<MarkError> for Failure {
+    fn from(e: MarkError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e {
+            MarkError::NotUsable(NotUsable::Repository(e)) => e.into(),
+            MarkError::NotUsable(_) => failure.hint("walhold list shows the backups; only complete ones can be marked"),
+            MarkError::Busy(_) => failure.hint("try again when it has ended"),
+            MarkError::Disk(e) => e.into(),
         }
     }
 }

@@ -38,8 +38,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return super::say(&"no backups\n");
     }
     let head = format!(
-        "{:<17} {:<9} {:>4} {:>14} {:>14} {:>10} {:>10}  LABEL\n",
-        "BACKUP", "STATE", "TLI", "START", "STOP", "DATA", "STORED"
+        "{:<17} {:<9} {:<4} {:>4} {:>14} {:>14} {:>10} {:>10}  LABEL\n",
+        "BACKUP", "STATE", "KEEP", "TLI", "START", "STOP", "DATA", "STORED"
     );
     super::say(&backups.iter().fold(head, |table, entry| table + &line(entry) + "\n"))
 }
@@ -62,7 +62,8 @@ fn line(entry: &BackupEntry) -> String {
         BackupState::Damaged(why) => (None, "-".into(), "-".into(), why.as_str()),
     };
     let (id, state, start, stop) = (entry.id, state(entry), lsn(entry.start()), lsn(stop));
-    format!("{id:<17} {state:<9} {tli:>4} {start:>14} {stop:>14} {data:>10} {stored:>10}  {label}")
+    let keep = if entry.kept { "yes" } else { "" };
+    format!("{id:<17} {state:<9} {keep:<4} {tli:>4} {start:>14} {stop:>14} {data:>10} {stored:>10}  {label}")
 }
 
 /// Only a backup that is `complete` is ever offered for restore.
@@ -88,6 +89,8 @@ struct Report<'a> {
 struct Row<'a> {
     id: String,
     state: &'static str,
+    /// Whether it is marked so that it never expires.
+    kept: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     backup: Option<&'a Seal>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,7 +101,8 @@ struct Row<'a> {
 
 impl<'a> Row<'a> {
     fn of(entry: &'a BackupEntry) -> Self {
-        let row = Self { id: entry.id.to_string(), state: state(entry), backup: None, pending: None, damage: None };
+        let (id, kept) = (entry.id.to_string(), entry.kept);
+        let row = Self { id, state: state(entry), kept, backup: None, pending: None, damage: None };
         match &entry.state {
             BackupState::Sealed(seal) => Row { backup: Some(seal), ..row },
             BackupState::Pending(pending) => Row { pending: Some(pending), ..row },

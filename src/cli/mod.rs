@@ -2,7 +2,9 @@
 
 mod backup;
 mod connect;
+mod expire;
 mod failure;
+mod keep;
 mod list;
 mod log;
 mod receive;
@@ -50,6 +52,8 @@ enum Command {
     Verify(verify::Arguments),
     Restore(Box<restore::Arguments>),
     Slot(slot::Arguments),
+    Keep(keep::Arguments),
+    Expire(expire::Arguments),
     /// Give a recovering server one file of the archive: its restore_command
     ///
     /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
@@ -96,6 +100,8 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Slot(arguments) => slot::run(&arguments),
+        Command::Keep(arguments) => keep::run(&arguments),
+        Command::Expire(arguments) => expire::run(&arguments),
         Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };
     match done {

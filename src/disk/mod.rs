@@ -271,6 +271,13 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Trouble::Locked`] if it is taken.
     fn lock_dir(&self, path: &Path) -> Result<Lock, DiskError>;
+
+    /// Takes the same lock for as long as the directory is only read: any number of readers, or one
+    /// that took [`Disk::lock_dir`].
+    ///
+    /// # Errors
+    /// [`Trouble::Locked`] if one has taken that.
+    fn lock_dir_shared(&self, path: &Path) -> Result<Lock, DiskError>;
 }
 
 /// An advisory lock, let go when dropped or when the process ends in any way.

@@ -158,6 +158,11 @@ fn lock_file(path: &Path, options: &OpenOptions, shared: bool) -> Result<fs::Fil
     }
 }
 
+fn lock_directory(path: &Path, shared: bool) -> Result<Lock, DiskError> {
+    let directory = i32::try_from(OFlags::DIRECTORY.bits()).unwrap_or(0);
+    lock_file(path, OpenOptions::new().read(true).custom_flags(directory), shared).map(Lock::of)
+}
+
 impl Syncs {
     fn sync(self, file: &fs::File, path: &Path) -> Result<Synced, DiskError> {
         if self == Self::Kept {
@@ -294,9 +299,11 @@ impl Disk for Real {
     }
 
     fn lock_dir(&self, path: &Path) -> Result<Lock, DiskError> {
-        let directory = i32::try_from(OFlags::DIRECTORY.bits()).unwrap_or(0);
-        let dir = lock_file(path, OpenOptions::new().read(true).custom_flags(directory), false)?;
-        Ok(Lock::of(dir))
+        lock_directory(path, false)
+    }
+
+    fn lock_dir_shared(&self, path: &Path) -> Result<Lock, DiskError> {
+        lock_directory(path, true)
     }
 }
 
@@ -353,7 +360,11 @@ mod tests {
         let held = Real::new().lock_dir(dir.path()).unwrap();
         assert_eq!(Real::new().lock_dir(dir.path()).unwrap_err().trouble(), Trouble::Locked);
         assert_eq!(Real::new().list(dir.path()).unwrap(), []);
+        assert_eq!(Real::new().lock_dir_shared(dir.path()).unwrap_err().trouble(), Trouble::Locked);
         drop(held);
+        let shared = [(); 2].map(|()| Real::new().lock_dir_shared(dir.path()).unwrap());
+        assert_eq!(Real::new().lock_dir(dir.path()).unwrap_err().trouble(), Trouble::Locked);
+        drop(shared);
         let _again = Real::new().lock_dir(dir.path()).unwrap();
         let file = dir.path().join("file");
         let _ = Real::new().create(&file, 0o600).unwrap();

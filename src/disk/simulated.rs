@@ -190,6 +190,15 @@ impl Simulated {
         Box::new(SimulatedFile { world: Arc::clone(&self.world), id, path: path.to_owned(), alignment })
     }
 
+    fn lock_directory(&self, path: &Path, shared: bool) -> Result<Lock, DiskError> {
+        let mut world = self.world();
+        let id = world.find("open", path)?;
+        if world.state.dir(id).is_none() {
+            return Err(refused("open", path, Errno::NOTDIR));
+        }
+        self.take_lock(&mut world, id, path, shared)
+    }
+
     fn take_lock(&self, world: &mut World, id: Id, path: &Path, shared: bool) -> Result<Lock, DiskError> {
         let held = match (world.locks.get(&id), shared) {
             (None, false) => Held::Exclusive,
@@ -545,12 +554,11 @@ impl Disk for Simulated {
     }
 
     fn lock_dir(&self, path: &Path) -> Result<Lock, DiskError> {
-        let mut world = self.world();
-        let id = world.find("open", path)?;
-        if world.state.dir(id).is_none() {
-            return Err(refused("open", path, Errno::NOTDIR));
-        }
-        self.take_lock(&mut world, id, path, false)
+        self.lock_directory(path, false)
+    }
+
+    fn lock_dir_shared(&self, path: &Path) -> Result<Lock, DiskError> {
+        self.lock_directory(path, true)
     }
 }
 

@@ -10,6 +10,8 @@ use crate::disk::{EntryKind, Trouble};
 use crate::wal::Pos;
 
 pub(super) const SEAL: &str = "backup.json";
+/// The operator's mark. That it is there is all it says.
+pub(super) const KEEP: &str = "keep";
 pub(super) const PENDING: &str = "backup.pending.json";
 
 /// A folder in `backups/`.
@@ -21,6 +23,8 @@ pub struct BackupEntry {
     pub state: BackupState,
     /// Whether a process is writing it now; never true of a sealed one.
     pub running: bool,
+    /// Whether the operator has marked it, so that it never expires.
+    pub kept: bool,
 }
 
 /// How far a backup has come.
@@ -38,6 +42,23 @@ pub enum BackupState {
 }
 
 impl BackupEntry {
+    /// Its seal, if it is complete.
+    pub fn seal(&self) -> Option<&Seal> {
+        match &self.state {
+            BackupState::Sealed(seal) => Some(seal),
+            _ => None,
+        }
+    }
+
+    /// The backup that it is based on, if it is incremental.
+    pub fn parent(&self) -> Option<BackupId> {
+        match &self.state {
+            BackupState::Sealed(seal) => seal.parent,
+            BackupState::Pending(pending) => pending.ready.as_ref().and_then(|seal| seal.parent),
+            BackupState::Unfinished | BackupState::Damaged(_) => None,
+        }
+    }
+
     /// Where its WAL begins, once that is known.
     pub fn start(&self) -> Option<Pos> {
         match &self.state {
@@ -115,6 +136,9 @@ pub enum NotUsable {
         /// What is wrong.
         why: String,
     },
+    /// Its folder is locked.
+    #[error("backup {0} is being written or removed by another process")]
+    InUse(BackupId),
     /// The repository cannot be read.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -153,7 +177,8 @@ impl Repository {
         let running = self.is_running(id)?;
         let state = self.state(id)?;
         let running = running && !matches!(state, BackupState::Sealed(_));
-        Ok(Some(BackupEntry { id, state, running }))
+        let kept = self.disk.metadata(&dir.join(KEEP))?.is_some();
+        Ok(Some(BackupEntry { id, state, running, kept }))
     }
 
     /// The newest complete backup by timeline and start, of those that are not damaged.
@@ -240,7 +265,8 @@ impl Repository {
     }
 
     fn is_running(&self, id: BackupId) -> Result<bool, RepositoryError> {
-        match self.disk.lock_dir(&self.backup_dir(id)) {
+        // Shared, for others may look at the same time, and restores hold it so.
+        match self.disk.lock_dir_shared(&self.backup_dir(id)) {
             Ok(_lock) => Ok(false),
             Err(e) if e.trouble() == Trouble::Locked => Ok(true),
             // Removed between two looks.

@@ -16,6 +16,7 @@ pub struct Range {
     from: Pos,
     to: Lsn,
     tail: Option<Segment>,
+    size: SegmentSize,
 }
 
 impl Range {
@@ -39,11 +40,19 @@ impl Range {
         self.tail.map_or(self.to, Segment::end)
     }
 
+    /// Its first and last segment, the begun one included.
+    pub fn segments(&self) -> Option<(Segment, Segment)> {
+        let size = self.size;
+        let first = Segment::containing(self.from, size);
+        let last = self.tail.or_else(|| Segment::containing(self.to(), size).previous())?;
+        Some((first, last))
+    }
+
     /// The part from `from` to `until`, both at the ends of segments; `None` if that is empty.
     fn clip(&self, from: Lsn, until: Lsn) -> Option<Self> {
         let tail = self.tail.filter(|tail| tail.start() < until && tail.start() >= from);
         let (from, to) = (self.from.lsn().max(from), self.to.min(until));
-        (from < to || tail.is_some()).then(|| Self { from: self.from.at(from), to: to.max(from), tail })
+        (from < to || tail.is_some()).then(|| Self { from: self.from.at(from), to: to.max(from), tail, ..*self })
     }
 }
 
@@ -159,6 +168,11 @@ impl Path {
         self.way.tli() == pos.tli() || switch().is_some_and(|switch| pos.lsn() <= switch.at)
     }
 
+    /// Whether recovery that passes `lsn` comes to its timeline without meeting a gap before.
+    pub fn is_reached_from(&self, lsn: Lsn) -> bool {
+        self.find(lsn).is_some_and(|(stretch, _)| stretch.last().from.tli() == self.way.tli())
+    }
+
     /// The stretch that may hold the byte at `lsn`, and the gap behind that.
     fn find(&self, lsn: Lsn) -> Option<(&Stretch, Option<Gap>)> {
         let index = self.stretches.partition_point(|stretch| stretch.from().lsn() <= lsn).checked_sub(1)?;
@@ -252,6 +266,7 @@ impl Island {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Coverage {
     size: SegmentSize,
+    histories: BTreeMap<TimelineId, History>,
     ranges: BTreeMap<TimelineId, Vec<Range>>,
     paths: BTreeMap<TimelineId, Path>,
     gaps: Vec<Gap>,
@@ -287,11 +302,12 @@ impl Coverage {
     pub fn new(listing: &Listing, histories: Vec<History>, size: SegmentSize, backups: &[BackupEntry]) -> Self {
         let ranges = ranges(listing);
         let histories = histories.into_iter().map(|history| (history.tli(), history)).collect();
-        let paths = paths(&ranges, histories, size);
+        let paths = paths(&ranges, &histories, size);
         let mut seals: Vec<&Seal> = backups.iter().filter_map(sealed).collect();
         seals.sort_by_key(|seal| (seal.start.tli(), seal.start.lsn(), seal.id));
         let mut coverage = Self {
             size,
+            histories,
             ranges,
             paths,
             gaps: Vec::new(),
@@ -315,6 +331,16 @@ impl Coverage {
     /// The unbroken ranges of each timeline, in the order of timeline and position.
     pub fn ranges(&self) -> impl Iterator<Item = &Range> {
         self.ranges.values().flatten()
+    }
+
+    /// The unbroken ranges of one timeline, in order.
+    pub fn ranges_of(&self, tli: TimelineId) -> &[Range] {
+        self.ranges.get(&tli).map_or(&[], Vec::as_slice)
+    }
+
+    /// The history files that are held, also of timelines without a segment, oldest first.
+    pub fn histories(&self) -> impl DoubleEndedIterator<Item = &History> {
+        self.histories.values()
     }
 
     /// A path to each timeline that a segment is held of, oldest first.
@@ -360,6 +386,17 @@ impl Coverage {
         };
         // Nearly always the timeline's own path answers.
         self.paths.get(&to.tli()).is_some_and(held) || self.paths.values().any(held)
+    }
+
+    /// Whether all WAL from `from` to `to` (exclusive) may be held, or what is missing may still be
+    /// received: it is all at the end of a path that has not been left for another.
+    pub fn may_come(&self, from: Lsn, to: Pos) -> bool {
+        let left = self.left();
+        let at_end = |path: &Path| {
+            let open = !left.contains_key(&path.way.tli());
+            open && path.carries(to) && path.find(from).is_some_and(|(_, gap)| gap.is_none())
+        };
+        self.may_hold(from, to) || self.paths.values().any(at_end)
     }
 
     /// All ranges that recovery from `from` on can go through, on every path, from the segment that
@@ -465,7 +502,7 @@ fn ranges(listing: &Listing) -> BTreeMap<TimelineId, Vec<Range>> {
             let to = if complete { segment.end() } else { segment.start() };
             match ranges.last_mut().filter(|range| range.tail.is_none() && range.to == segment.start()) {
                 Some(range) => (range.to, range.tail) = (to, tail),
-                None => ranges.push(Range { from: segment.start_pos(), to, tail }),
+                None => ranges.push(Range { from: segment.start_pos(), to, tail, size: segment.size() }),
             }
         }
         all.insert(tli, ranges);
@@ -475,13 +512,13 @@ fn ranges(listing: &Listing) -> BTreeMap<TimelineId, Vec<Range>> {
 
 fn paths(
     ranges: &BTreeMap<TimelineId, Vec<Range>>,
-    mut histories: BTreeMap<TimelineId, History>,
+    histories: &BTreeMap<TimelineId, History>,
     size: SegmentSize,
 ) -> BTreeMap<TimelineId, Path> {
     let mut paths = BTreeMap::new();
     for tli in ranges.keys() {
         let known = *tli == TimelineId::FIRST || histories.contains_key(tli);
-        let way = histories.remove(tli).unwrap_or_else(|| History::alone(*tli));
+        let way = histories.get(tli).cloned().unwrap_or_else(|| History::alone(*tli));
         let stretches = stretches(&way, ranges, size);
         paths.insert(*tli, Path { way, known, own: true, stretches });
     }
@@ -526,4 +563,4 @@ fn stretches(way: &History, ranges: &BTreeMap<TimelineId, Vec<Range>>, size: Seg
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

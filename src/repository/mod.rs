@@ -9,8 +9,10 @@ mod catalogue;
 mod contents;
 mod coverage;
 mod documents;
+mod expire;
 mod folder;
 mod heal;
+mod retention;
 mod sealed;
 
 use std::fmt;
@@ -28,8 +30,13 @@ pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,
     SealedFile, SealedHistory, SealedManifest, SealedTablespace, SegmentRange, ServerVersion, Time,
 };
+pub use expire::{ExpireError, MarkError};
 pub use folder::{BackupFolder, SealError, Sealed};
 pub use heal::{HealError, Healing};
+pub use retention::{
+    Decision, Keep, Note, PENDING_LIMIT, Plan as RetentionPlan, Policy, Remove, RemovedWal, Undecided, Verdict,
+    plan as plan_retention,
+};
 pub use sealed::{Document, DocumentError, Sha256Sum, read, write};
 
 use crate::archive::Archive;

@@ -54,6 +54,8 @@ pub fn lay_down(
     plan: &Plan,
     tell: &mut impl FnMut(RestoreEvent),
 ) -> Result<Restored, RestoreError> {
+    // It may have expired since it was planned; from here on it cannot.
+    let (_seal, _held) = repository.hold(plan.backup.id)?;
     let mut made = Made { disk: &**repository.disk(), places: Vec::new() };
     match go(repository, plan, &mut made, tell) {
         Ok(restored) => Ok(restored),

@@ -108,7 +108,7 @@ fn shown<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
 /// # Errors
 /// When it could not succeed. Nothing has been written then, nor when it could.
 pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreError> {
-    let backup = repository.find(options.which)?;
+    let (backup, _held) = repository.hold(repository.find(options.which)?.id)?;
     prove(repository, &backup)?;
     let (repo, program) = (absolute(repository.dir())?, absolute(&options.program)?);
     let target = place(&**repository.disk(), &options.target)?;

@@ -65,6 +65,11 @@ impl Segment {
         Self { tli: pos.tli(), no: pos.lsn().get() / size.bytes(), size }
     }
 
+    /// The one with that number since the beginning of the log.
+    pub const fn at(tli: TimelineId, no: u64, size: SegmentSize) -> Self {
+        Self { tli, no, size }
+    }
+
     /// Reads a file name of exactly 24 upper-case hexadecimal digits (`XLogFileName`). `None` for
     /// any other text, for timeline 0, and for a number that segments of `size` cannot bear.
     pub fn parse(name: &str, size: SegmentSize) -> Option<Self> {

@@ -167,6 +167,7 @@ fn locks_links_and_trees_are_as_on_a_real_disk() {
     disk.lock(&path("lock"), "pid 3").unwrap();
     let _ = disk.make_dirs(&path("a/b"), 0o700).unwrap();
     let _locked = disk.lock_dir(&path("a/b")).unwrap();
+    assert_eq!(disk.lock_dir_shared(&path("a/b")).unwrap_err().trouble(), Trouble::Locked);
     assert_eq!(disk.lock_dir(&path("a/b")).unwrap_err().trouble(), Trouble::Locked);
     let _ = put(&disk, "a/b/f", b"abc");
     disk.symlink(Path::new("/a/b"), &path("l")).unwrap();
