@@ -27,9 +27,10 @@ mod trace;
 mod backup;
 mod crash;
 mod disk_full;
+mod drill;
 mod durable;
-mod failover;
 mod expire;
+mod failover;
 mod identical;
 mod readme;
 mod refusals;
@@ -89,6 +90,12 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p6_tls_is_never_less_than_asked_for", tls::refused),
     ("p7_files_are_those_of_pg_receivewal", identical::drain),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
+    ("drill_passes_beside_its_source_and_is_recorded", drill::good),
+    ("drill_names_a_damaged_index", drill::damaged_index),
+    ("drill_asks_the_operators_own_questions", drill::own_questions),
+    ("drill_keeps_away_from_the_sources_tablespaces", drill::tablespaces),
+    ("drill_leaves_nothing_when_it_is_interrupted", drill::interrupted),
+    ("drill_refuses_what_it_cannot_do", drill::refusals),
     ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
     ("p8_a_recovery_does_not_end_while_its_repository_is_away", wal_get::recovery),

@@ -6,6 +6,7 @@ use crate::archive::{ArchiveError, ResumeError};
 use crate::backup::BackupError;
 use crate::connection::{ConnectError, ConninfoError, Error as SessionError};
 use crate::disk::{DiskError, Trouble};
+use crate::drill::DrillError;
 use crate::receive::{Gap, ReceiveError};
 use crate::repository::{ExpireError, MarkError, NotUsable, RepositoryError, SealError, Undecided};
 use crate::restore::RestoreError;
@@ -366,11 +367,41 @@ impl From<RestoreError> for Failure {
                 failure.hint("the restored server fetches its WAL with this program from the repository: let that user")
             }
             RestoreError::Path { .. } => failure.hint("check the path"),
+            RestoreError::Stopped => failure.hint("nothing was left"),
             RestoreError::LeftBehind { .. } => {
                 failure.exit(Exit::Storage).hint("remove the rest by hand; no server starts on it")
             }
             RestoreError::Link(_) | RestoreError::Name(_) | RestoreError::Map(_) | RestoreError::Configuration(_) => {
                 failure.exit(Exit::NotUsable).hint("the backup was not made by walhold as it is")
+            }
+        }
+    }
+}
+
+impl From<DrillError> for Failure {
+    fn from(e: DrillError) -> Self {
+        let failure = Self::error(e.to_string());
+        match e {
+            DrillError::NotUsable(e) => RestoreError::NotUsable(e).into(),
+            DrillError::Restore(e) => e.into(),
+            DrillError::Repository(e) => e.into(),
+            DrillError::Archive(e) => e.into(),
+            DrillError::Disk(e) => e.into(),
+            DrillError::RunAs => failure.hint("name the user that is to run it: --run-as postgres"),
+            DrillError::NoServer { major, .. } => {
+                failure.hint(format!("install PostgreSQL {major}, or say where its programs lie: --pg-bin DIR"))
+            }
+            DrillError::NoPsql => failure.hint("install the client programs of PostgreSQL, or leave --sql out"),
+            DrillError::LongPath(_) => failure.hint("name a directory with a shorter path: --scratch DIR"),
+            DrillError::Path { .. } => failure.hint("check the path, and who may use it"),
+            DrillError::MakesTablespace { .. } => {
+                failure.hint("take a backup now that the tablespace is there, and drill that one; nothing was started")
+            }
+            DrillError::Connect(_) | DrillError::NoSuperuser(_) => {
+                failure.hint("name a superuser of the server that was backed up: --username NAME")
+            }
+            DrillError::Stopped => {
+                failure.hint("the server was ended and the scratch folder removed; nothing was recorded")
             }
         }
     }

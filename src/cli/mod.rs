@@ -2,6 +2,7 @@
 
 mod backup;
 mod connect;
+mod drill;
 mod expire;
 mod failure;
 mod keep;
@@ -54,6 +55,7 @@ enum Command {
     Slot(slot::Arguments),
     Keep(keep::Arguments),
     Expire(expire::Arguments),
+    Drill(Box<drill::Arguments>),
     /// Give a recovering server one file of the archive: its restore_command
     ///
     /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
@@ -102,6 +104,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Slot(arguments) => slot::run(&arguments),
         Command::Keep(arguments) => keep::run(&arguments),
         Command::Expire(arguments) => expire::run(&arguments),
+        Command::Drill(arguments) => drill::run(&arguments),
         Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };
     match done {

@@ -1,5 +1,6 @@
 //! `walhold restore`
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -61,7 +62,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     info!("restoring backup {} to {}", plan.backup.id, plan.target.path.display());
     let mut teller = Teller::new(&plan);
-    let restored = lay_down(&repository, &plan, &mut |event| teller.tell(&event));
+    let restored = lay_down(&repository, &plan, &mut |event| {
+        teller.tell(&event);
+        ControlFlow::Continue(())
+    });
     teller.bar.finish_and_clear();
     report(&plan, &restored?, began)
 }

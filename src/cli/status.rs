@@ -3,6 +3,8 @@
 mod bar;
 mod page;
 
+pub(super) use page::plain;
+
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -137,7 +139,7 @@ impl Arguments {
         }
         let line =
             if bad.is_empty() { format!("OK {}", good.join(" | ")) } else { format!("FAIL {}", bad.join(" | ")) };
-        super::say(&format_args!("{}\n", page::plain(&line)))?;
+        super::say(&format_args!("{}\n", plain(&line)))?;
         Ok(if bad.is_empty() { Exit::Done } else { Exit::NotUsable })
     }
 }

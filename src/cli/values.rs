@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
 use crate::protocol::MaxRate;
 use crate::restore::{Mapping, Owner};
 use crate::status::MaxLag;
@@ -54,6 +58,16 @@ pub(super) fn some_time(text: &str) -> Result<Duration, String> {
 pub(super) fn timeline(text: &str) -> Result<TimelineId, String> {
     let number = text.parse().ok().and_then(TimelineId::new);
     number.ok_or_else(|| format!("\"{text}\" is not a timeline (a number from 1 on)"))
+}
+
+/// A moment: RFC 3339, or as PostgreSQL writes it; without an offset it is of this machine's time zone.
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
+    let wrong = || format!("\"{text}\" is not a time (examples: 2026-11-22T05:15:00Z, 2026-11-22 05:15:00.5+01)");
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let local: DateTime = text.parse().map_err(|_| wrong())?;
+    local.to_zoned(TimeZone::system()).map(|zoned| zoned.timestamp()).map_err(|_| wrong())
 }
 
 /// A bound on the speed of a copy as `pg_basebackup --max-rate` has it: kB (1024 bytes) a second, or
@@ -152,6 +166,18 @@ mod tests {
         assert_eq!(lag("5"), Ok(MaxLag::Time(Duration::from_secs(5))));
         for text in ["", "MB", "5mb", "5M", "-1MB", "18446744073709551615GB"] {
             assert!(lag(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn moments() {
+        let expected: Timestamp = "2026-11-22T05:15:00.5Z".parse().unwrap();
+        for text in ["2026-11-22T05:15:00.5Z", "2026-11-22 06:15:00.5+01", "2026-11-22 05:15:00.500+00:00"] {
+            assert_eq!(moment(text), Ok(expected), "{text}");
+        }
+        assert!(moment("2026-11-22 05:15:00").is_ok() && moment("2026-11-22").is_ok());
+        for text in ["", "now", "yesterday", "2026-11-22 25:00:00", "2026-11-22T05:15:00Z x", "1764000000"] {
+            assert!(moment(text).is_err(), "{text}");
         }
     }
 

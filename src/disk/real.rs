@@ -27,9 +27,19 @@ impl Real {
     }
 
     /// No call waits for the device, and a power cut may lose anything. Only for a plain folder,
-    /// and only when the operator says `--no-sync`; a repository never uses it.
+    /// when the operator says `--no-sync`, and for what is thrown away again; a repository is never
+    /// written with it.
     pub const fn without_syncs() -> Self {
         Self { syncs: Syncs::Skipped }
+    }
+
+    /// A new file for a child process to write its output to.
+    ///
+    /// # Errors
+    /// When the name exists or the file cannot be made.
+    pub fn create_output(path: &Path) -> Result<fs::File, DiskError> {
+        let mut options = OpenOptions::new();
+        options.append(true).create_new(true).mode(0o600).open(path).map_err(wrong("create", path))
     }
 }
 

@@ -9,6 +9,7 @@ mod catalogue;
 mod contents;
 mod coverage;
 mod documents;
+mod drills;
 mod expire;
 mod folder;
 mod heal;
@@ -30,6 +31,7 @@ pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,
     SealedFile, SealedHistory, SealedManifest, SealedTablespace, SegmentRange, ServerVersion, Time,
 };
+pub use drills::{DrillDurations, DrillRecord};
 pub use expire::{ExpireError, MarkError};
 pub use folder::{BackupFolder, SealError, Sealed};
 pub use heal::{HealError, Healing};

@@ -74,7 +74,7 @@ fn quoted_for_shell(word: &OsStr) -> Vec<u8> {
 
 /// A line of a configuration file (`guc-file.l`): between single quotes a quote is doubled, and a
 /// backslash begins an escape.
-fn line(name: &str, value: &[u8]) -> Vec<u8> {
+pub(crate) fn line(name: &str, value: &[u8]) -> Vec<u8> {
     let mut line = format!("{name} = '").into_bytes();
     for byte in value {
         match byte {

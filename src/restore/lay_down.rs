@@ -2,6 +2,7 @@
 //! it durable before the file without which no server starts gets its name.
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::configure::Copied;
@@ -45,14 +46,15 @@ pub struct Restored {
     pub notes: Vec<String>,
 }
 
-/// Does what was planned. If it fails, what it has made is removed, and what was empty is empty.
+/// Does what was planned, unless `tell` breaks it off. If it fails, what it has made is removed, and
+/// what was empty is empty.
 ///
 /// # Errors
 /// When the backup turns out to be damaged, or a file cannot be written.
 pub fn lay_down(
     repository: &Repository,
     plan: &Plan,
-    tell: &mut impl FnMut(RestoreEvent),
+    tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
     // It may have expired since it was planned; from here on it cannot.
     let (_seal, _held) = repository.hold(plan.backup.id)?;
@@ -70,7 +72,7 @@ fn go(
     repository: &Repository,
     plan: &Plan,
     made: &mut Made<'_>,
-    tell: &mut impl FnMut(RestoreEvent),
+    tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
     let disk = &**repository.disk();
     let target = &plan.target.path;
@@ -84,10 +86,10 @@ fn go(
     let total = contents.manifest().files().iter().map(|file| file.size).sum();
     let read = contents.read(&mut |tablespace, event| {
         let done = layer.take(tablespace, event)?;
-        if let TarEvent::Data(_) = event {
-            tell(RestoreEvent::Progress { done, total });
+        match event {
+            TarEvent::Data(_) if tell(RestoreEvent::Progress { done, total }).is_break() => Err(RestoreError::Stopped),
+            _ => Ok(()),
         }
-        Ok(())
     });
     let read = read.map_err(|e| match e {
         ReadError::Content(source) => wrong(source),
@@ -100,7 +102,9 @@ fn go(
     }
     let notes = configure(&mut layer, plan)?;
     layer.give_access()?;
-    tell(RestoreEvent::Syncing);
+    if tell(RestoreEvent::Syncing).is_break() {
+        return Err(RestoreError::Stopped);
+    }
     let _data = disk.sync_filesystem(target)?;
     for place in plan.tablespaces.iter().filter_map(|tablespace| tablespace.new.as_ref()) {
         let _data = disk.sync_filesystem(&place.path)?;

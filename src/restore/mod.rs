@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+pub(crate) use configure::line as setting_line;
 pub use lay_down::{RestoreEvent, Restored, lay_down};
 pub use plan::{Place, Plan, PlannedTablespace, PlannedWal, Space, plan};
 pub use wal_get::{Outcome, Request, run as run_wal_get, wal_get};
@@ -164,6 +165,9 @@ pub enum RestoreError {
     /// The configuration is longer than any that a server writes.
     #[error("{} is too long to be a configuration file", .0.display())]
     Configuration(PathBuf),
+    /// It was told to.
+    #[error("stopped")]
+    Stopped,
     /// The archive cannot be read.
     #[error(transparent)]
     Archive(#[from] ArchiveError),

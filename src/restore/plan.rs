@@ -124,6 +124,11 @@ pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreE
 }
 
 impl Plan {
+    /// Lines of a configuration file that let a server recover as planned.
+    pub(crate) fn recovery_settings(&self) -> Vec<u8> {
+        self.source().lines(&self.goal, &[])
+    }
+
     /// How the server gets its WAL.
     pub(super) fn source(&self) -> Source<'_> {
         Source { program: &self.program, repository: &self.repository, pin: self.wal.timeline, gap: self.gap }

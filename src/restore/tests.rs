@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "the folders are set up and damaged from outside")]
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
@@ -55,7 +56,7 @@ impl Scene {
 
     fn restore(&self, options: &Options) -> Result<(Plan, Restored), RestoreError> {
         let plan = plan(&self.repository, options)?;
-        let restored = lay_down(&self.repository, &plan, &mut |_| {})?;
+        let restored = lay_down(&self.repository, &plan, &mut |_| ControlFlow::Continue(()))?;
         Ok((plan, restored))
     }
 
@@ -142,6 +143,20 @@ fn a_backup_is_laid_down_ready_to_recover() {
     }
 }
 
+#[test]
+fn a_restore_that_is_broken_off_leaves_nothing() {
+    let scene = Scene::new(Parts::new());
+    let plan = scene.plan().unwrap();
+    for at in [RestoreEvent::Progress { done: 0, total: 0 }, RestoreEvent::Syncing] {
+        let stopped = lay_down(&scene.repository, &plan, &mut |event| {
+            let there = std::mem::discriminant(&event) == std::mem::discriminant(&at);
+            if there { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(stopped, Err(RestoreError::Stopped)), "{stopped:?}");
+        assert!(!scene.path("data").exists());
+    }
+}
+
 /// A server must not start on a restore that was cut off: the file it looks for first comes last.
 #[test]
 fn p3_a_restore_that_is_cut_off_cannot_be_started() {
@@ -151,6 +166,7 @@ fn p3_a_restore_that_is_cut_off_cannot_be_started() {
     lay_down(&scene.repository, &plan, &mut |event| {
         assert!(!scene.path("data/global/pg_control").exists());
         told.push(event);
+        ControlFlow::Continue(())
     })
     .unwrap();
     assert_eq!(told.last(), Some(&RestoreEvent::Syncing));

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::archive::{End, Reader, WindowStatus};
-use crate::repository::{BackupEntry, BackupId, BackupState, Repository, Seal, Time};
+use crate::repository::{BackupEntry, BackupId, BackupState, DrillRecord, Repository, Seal, Time};
 use crate::wal::{Lsn, Pos};
 
 /// How far a backup has come.
@@ -61,6 +61,10 @@ pub struct BackupStatus {
     pub waiting: Option<Waiting>,
     /// What is wrong with it.
     pub damage: Option<String>,
+    /// Whether the operator has marked it, so that it never expires.
+    pub kept: bool,
+    /// What its last drill found.
+    pub drill: Option<DrillRecord>,
 }
 
 impl BackupStatus {
@@ -71,13 +75,23 @@ impl BackupStatus {
     }
 }
 
+/// With what could not be read.
 pub(super) fn all(
-    _repository: &Repository,
+    repository: &Repository,
     entries: &[BackupEntry],
     windows: &[WindowStatus],
     reader: &mut Reader<'_>,
 ) -> (Vec<BackupStatus>, Vec<String>) {
-    (entries.iter().map(|entry| one(entry, windows, reader)).collect(), Vec::new())
+    let mut problems = Vec::new();
+    let mut drill = |entry: &BackupEntry| match repository.last_drill(entry.id) {
+        Ok(drill) => drill.filter(|_| entry.seal().is_some()),
+        Err(e) => {
+            problems.push(format!("the last drill of backup {} cannot be read: {e}", entry.id));
+            None
+        }
+    };
+    let backup = |entry| BackupStatus { drill: drill(entry), ..one(entry, windows, reader) };
+    (entries.iter().map(backup).collect(), problems)
 }
 
 fn one(entry: &BackupEntry, windows: &[WindowStatus], reader: &mut Reader<'_>) -> BackupStatus {
@@ -94,6 +108,8 @@ fn one(entry: &BackupEntry, windows: &[WindowStatus], reader: &mut Reader<'_>) -
         window_end: None,
         waiting: None,
         damage: None,
+        kept: entry.kept,
+        drill: None,
     };
     match &entry.state {
         BackupState::Sealed(seal) => complete(backup, seal, windows, reader),

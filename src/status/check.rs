@@ -62,6 +62,13 @@ pub enum Reason {
         /// What is wrong with it.
         why: String,
     },
+    /// The last drill failed.
+    Drill {
+        /// Of which backup.
+        id: BackupId,
+        /// Why.
+        why: String,
+    },
     /// A history file is missing.
     NoHistory(TimelineId),
     /// No receiver runs.
@@ -120,6 +127,11 @@ fn backups(status: &Status, max_age: Option<Duration>, now: Timestamp, reasons: 
             (Stage::Pending, _, Some(waiting)) => reasons.push(Reason::Waiting(id, waiting)),
             _ => {}
         }
+    }
+    if let Some(drill) = status.last_drill()
+        && let Some(why) = &drill.failure
+    {
+        reasons.push(Reason::Drill { id: drill.backup, why: why.clone() });
     }
 }
 
@@ -193,6 +205,7 @@ impl fmt::Display for Reason {
                 held.map_or(Ok(()), |held| write!(f, " (held up to {held})"))
             }
             Self::Damaged { id, why } => write!(f, "backup {id} is damaged: {why}"),
+            Self::Drill { id, why } => write!(f, "the last drill, of backup {id}, failed: {why}"),
             Self::NoHistory(tli) => write!(f, "the history file of timeline {tli} is missing"),
             Self::NothingReceives => f.write_str("nothing receives WAL"),
             Self::Server(why) => write!(f, "the server could not be asked: {why}"),

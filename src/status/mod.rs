@@ -18,7 +18,7 @@ pub use server::{Lag, Server, ServerError, SlotStatus, ask};
 pub use times::Moment;
 
 use crate::archive::ArchiveError;
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::{BackupEntry, DrillRecord, Repository, RepositoryError};
 use times::Times;
 
 /// What a repository holds, and how it fares.
@@ -129,6 +129,31 @@ pub fn status(repository: &Repository, server: Option<&Result<Server, ServerErro
     })
 }
 
+/// The backups of a repository, each as it was found and as it fares.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Listed {
+    /// In the order of timeline and start.
+    pub entries: Vec<BackupEntry>,
+    /// In the same order.
+    pub backups: Vec<BackupStatus>,
+    /// What could not be read.
+    pub problems: Vec<String>,
+}
+
+/// Tells how the backups of a repository fare, and no more.
+///
+/// # Errors
+/// As [`status`].
+pub fn backups(repository: &Repository) -> Result<Listed, StatusError> {
+    let entries = repository.backups()?;
+    let coverage = repository.coverage(&entries)?;
+    let mut reader = archive::Reader::new(&coverage, &entries, Times::new(repository.archive()));
+    let windows = reader.windows();
+    let (backups, mut problems) = backups::all(repository, &entries, &windows, &mut reader);
+    problems.extend(reader.into_problems());
+    Ok(Listed { entries, backups, problems })
+}
+
 impl WriterStatus {
     fn new(who: String) -> Self {
         let receives = who.starts_with("walhold receive");
@@ -140,6 +165,11 @@ impl Status {
     /// The newest complete backup whose WAL is held.
     pub fn newest_usable(&self) -> Option<&BackupStatus> {
         self.backups.iter().rev().find(|backup| backup.stage == Stage::Complete && backup.held)
+    }
+
+    /// The last drill of any backup.
+    pub fn last_drill(&self) -> Option<&DrillRecord> {
+        self.backups.iter().filter_map(|backup| backup.drill.as_ref()).max_by_key(|drill| drill.finished)
     }
 
     /// Why an operator should look, each in a few words; nothing if all is well.

@@ -7,6 +7,7 @@ use super::Lsn;
 /// Resource managers, from `src/include/access/rmgrlist.h`.
 const RM_XLOG: u8 = 0;
 const RM_XACT: u8 = 1;
+const RM_TBLSPC: u8 = 5;
 
 /// Types of the first, from `src/include/catalog/pg_control.h`.
 const XLOG_SWITCH: u8 = 0x40;
@@ -20,6 +21,9 @@ const XACT_COMMIT: u8 = 0x00;
 const XACT_ABORT: u8 = 0x20;
 const XACT_COMMIT_PREPARED: u8 = 0x30;
 const XACT_ABORT_PREPARED: u8 = 0x40;
+
+/// A type of the third, from `src/include/commands/tablespace.h`.
+const XLOG_TBLSPC_CREATE: u8 = 0x00;
 
 /// What may stand before a record's main data when it refers to no blocks (`xlogrecord.h`): an
 /// identifier, then so many bytes.
@@ -110,12 +114,27 @@ impl Record<'_> {
         Some(TransactionEnd { time: ServerTime(i64::from_le_bytes(self.main_start()?)), committed })
     }
 
+    /// Where the tablespace lies that it makes, if it makes one; empty for one inside the data
+    /// directory. A server that replays it writes there.
+    pub fn tablespace_made(&self) -> Option<&[u8]> {
+        if self.rmid != RM_TBLSPC || self.info & 0xF0 != XLOG_TBLSPC_CREATE {
+            return None;
+        }
+        // The object id, then the path with a NUL at its end.
+        let path = self.main().and_then(|main| main.get(4..)).unwrap_or_default();
+        path.split(|byte| *byte == 0).next()
+    }
+
     fn main_lsn(&self) -> Option<Lsn> {
         self.main_start().map(|bytes| Lsn::new(u64::from_le_bytes(bytes)))
     }
 
-    /// The first 8 bytes of the main data of a record without block references.
     fn main_start(&self) -> Option<[u8; 8]> {
+        self.main()?.first_chunk().copied()
+    }
+
+    /// The main data of a record without block references, and what follows it.
+    fn main(&self) -> Option<&[u8]> {
         let mut at = 0;
         loop {
             match *self.data.get(at)? {
@@ -126,7 +145,7 @@ impl Record<'_> {
                 _ => return None,
             }
         }
-        self.data.get(at..at + 8)?.try_into().ok()
+        self.data.get(at..)
     }
 }
 
@@ -136,6 +155,16 @@ mod tests {
 
     fn record(rmid: u8, info: u8, data: &[u8]) -> Record<'_> {
         Record { start: Lsn::new(8), end: Lsn::new(16), rmid, info, xid: 7, data }
+    }
+
+    #[test]
+    fn tablespaces_are_seen_to_be_made() {
+        let data = [&[255, 13][..], &16_400_u32.to_le_bytes(), b"/srv/two\0"].concat();
+        assert_eq!(record(5, 0x00, &data).tablespace_made(), Some(&b"/srv/two"[..]));
+        let inside = [&[255, 5][..], &16_400_u32.to_le_bytes(), b"\0"].concat();
+        assert_eq!(record(5, 0x00, &inside).tablespace_made(), Some(&b""[..]));
+        assert_eq!(record(5, 0x10, &data).tablespace_made(), None, "dropped");
+        assert_eq!(record(4, 0x00, &data).tablespace_made(), None, "another resource manager");
     }
 
     #[test]

@@ -68,13 +68,14 @@ fn known(status: &Status, timeline: &TimelineStatus) -> Known {
         all.extend(on(start).then_some((start.lsn(), started)));
         all.extend(on(stop).then_some((stop.lsn(), stopped)));
     }
-    let mut latest = i64::MIN;
-    all.into_iter()
-        .map(|(lsn, time)| {
-            latest = latest.max(time.0.as_microsecond());
-            (lsn, latest)
-        })
-        .collect()
+    // The first commit found may lie far behind the begin of its range: what comes later bounds it.
+    let mut known = Known::new();
+    let mut latest = i64::MAX;
+    for (lsn, time) in all.into_iter().rev() {
+        latest = latest.min(time.0.as_microsecond());
+        known.insert(lsn, latest);
+    }
+    known
 }
 
 struct Scale<'a> {

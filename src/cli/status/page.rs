@@ -154,6 +154,11 @@ fn backups(lines: &mut Lines, status: &Status, now: Timestamp) {
     lines.add("backups", &if counts.is_empty() { "none".to_owned() } else { counts.join(", ") });
     if let Some(newest) = status.newest_usable() {
         lines.add("newest", &complete(newest, now));
+        lines.add("last drill", &drill(status, now));
+    }
+    let kept: Vec<_> = status.backups.iter().filter(|backup| backup.kept).map(|backup| backup.id).collect();
+    if !kept.is_empty() {
+        lines.add("kept", &named(&kept));
     }
     let other: Vec<_> = status.backups.iter().filter_map(|backup| Some((backup, unfinished(backup)?))).collect();
     lines.list("", &other, |lines, _, (backup, text)| lines.add(backup.stage.word(), &format!("{} {text}", backup.id)));
@@ -162,8 +167,17 @@ fn backups(lines: &mut Lines, status: &Status, now: Timestamp) {
 fn complete(backup: &BackupStatus, now: Timestamp) -> String {
     let age = backup.age(now).map_or_else(String::new, |age| format!(" ended {} ago", span(age)));
     let stored = backup.stored_bytes.map_or_else(String::new, |bytes| format!(", {} stored", HumanBytes(bytes)));
-    let label = backup.label.as_ref().map_or_else(String::new, |label| format!(", \"{label}\""));
+    let label = backup.label.as_ref().map_or_else(String::new, |label| format!(", {label:?}"));
     format!("{}{age}{stored}{label}", backup.id)
+}
+
+fn drill(status: &Status, now: Timestamp) -> String {
+    let Some(drill) = status.last_drill() else { return "none yet".to_owned() };
+    let ago = std::time::Duration::try_from(now.duration_since(drill.finished.0)).unwrap_or_default();
+    match &drill.failure {
+        None => format!("passed {} ago, backup {}", span(ago), drill.backup),
+        Some(why) => format!("FAILED {} ago, backup {}: {why}", span(ago), drill.backup),
+    }
 }
 
 /// What there is to say of one that cannot be restored.
@@ -211,15 +225,15 @@ fn gap(lines: &mut Lines, name: &str, gap: &GapStatus) {
     } else {
         format!("{from} to {to}")
     };
-    lines.add(name, &format!("{on}: {} are missing", HumanBytes(gap.bytes)));
+    lines.add(name, &format!("{on}: {} missing", HumanBytes(gap.bytes)));
     let before = gap.last_commit_before.map_or_else(|| "(not known)".to_owned(), moment);
     let after = gap.first_commit_after.map_or_else(|| "(not known)".to_owned(), clock);
-    lines.add("", &format!("commits after {before} and before {after}"));
+    lines.add("", &format!("lost: what was committed after {before} and before {after}"));
     if !gap.ends.is_empty() {
-        lines.add("", &format!("not to be passed from {}", named(&gap.ends)));
+        lines.add("", &format!("recovery from {} ends there", named(&gap.ends)));
     }
     if !gap.breaks.is_empty() {
-        lines.add("", &format!("part of {}, not restorable", named(&gap.breaks)));
+        lines.add("", &format!("{} cannot be restored for it", named(&gap.breaks)));
     }
 }
 
@@ -266,6 +280,6 @@ fn clock(time: Time) -> String {
 }
 
 /// Text from files and servers, with nothing that a terminal would obey.
-pub(super) fn plain(text: &str) -> String {
+pub(in crate::cli) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
