@@ -20,7 +20,7 @@ use super::{Exit, Failure};
 use crate::disk::Real;
 use crate::protocol::SlotName;
 use crate::repository::Repository;
-use crate::status::{Lag, Limits, MaxLag, Server, ServerAnswer, ServerError, Status, ask, span, status};
+use crate::status::{Asked, Lag, Limits, MaxLag, Server, ServerAnswer, ServerError, Status, ask, span, status};
 
 /// The name under which the server sees this command.
 const NAME: &str = "walhold_status";
@@ -64,7 +64,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         true => Some(super::runtime()?.block_on(arguments.ask())?),
         false => None,
     };
-    let all: Vec<_> = arguments.repo.iter().map(|dir| (dir.as_path(), look(dir, server.as_ref()))).collect();
+    let asked = server.as_ref().map(|server| Asked { server, slot: &arguments.slot });
+    let all: Vec<_> = arguments.repo.iter().map(|dir| (dir.as_path(), look(dir, asked))).collect();
     if arguments.check {
         return arguments.check(&all);
     }
@@ -85,16 +86,16 @@ struct Report<'a> {
     repositories: Vec<&'a Status>,
 }
 
-fn look(dir: &Path, server: Option<&Result<Server, ServerError>>) -> Result<Status, Failure> {
+fn look(dir: &Path, asked: Option<Asked<'_>>) -> Result<Status, Failure> {
     let repository = Repository::open(dir, Arc::new(Real::new()))?;
-    let mut found = status(&repository, server)?;
+    let mut found = status(&repository, asked)?;
     for _ in 1..LOOKS {
         let behind = matches!(&found.server, Some(ServerAnswer::Told { lag, .. }) if lag.bytes != Some(0));
         if !behind || !found.writer.as_ref().is_some_and(|writer| writer.receives) {
             break;
         }
         std::thread::sleep(SETTLE);
-        found = status(&repository, server)?;
+        found = status(&repository, asked)?;
     }
     Ok(found)
 }
@@ -117,7 +118,7 @@ impl Arguments {
     /// A server that cannot be reached is part of the answer; a wrong command line is not.
     async fn ask(&self) -> Result<Result<Server, ServerError>, Failure> {
         match self.connection.session(NAME).await {
-            Ok(mut session) => Ok(ask(&mut session, &self.slot).await),
+            Ok(mut session) => Ok(ask(&mut session).await),
             Err(e) if e.exit == Exit::Usage => Err(e),
             Err(e) => Ok(Err(ServerError::Unreachable(e.message().to_owned()))),
         }

@@ -165,18 +165,18 @@ fn archive(status: &Status, reasons: &mut Vec<Reason>) {
 }
 
 fn server(status: &Status, max_lag: Option<MaxLag>, reasons: &mut Vec<Reason>) {
-    let (server, lag) = match &status.server {
+    let (server, slot, lag) = match &status.server {
         None => return,
         Some(ServerAnswer::Failed { reason }) => return reasons.push(Reason::Server(reason.clone())),
-        Some(ServerAnswer::Told { server, lag }) => (server, lag),
+        Some(ServerAnswer::Told { server, slot, lag, .. }) => (server, slot, lag),
     };
     if let (Some(server), Some(held)) = (server.timeline, status.held.map(|held| held.pos.tli()))
         && server != held
     {
         reasons.push(Reason::OtherTimeline { server, held });
     }
-    if server.slot.loses_wal() {
-        reasons.push(Reason::SlotLoses { slot: server.slot.name.clone(), from: server.slot.restart_lsn });
+    if let Some(slot) = slot.as_ref().filter(|slot| slot.loses_wal()) {
+        reasons.push(Reason::SlotLoses { slot: slot.name.clone(), from: slot.restart_lsn });
     }
     let seconds = lag.seconds.map(Duration::from_secs);
     match (max_lag, lag.bytes) {

@@ -18,6 +18,7 @@ pub use server::{Lag, Server, ServerError, SlotStatus, ask};
 pub use times::Moment;
 
 use crate::archive::ArchiveError;
+use crate::protocol::SlotName;
 use crate::repository::{BackupEntry, DrillRecord, Repository, RepositoryError};
 use times::Times;
 
@@ -60,6 +61,32 @@ pub struct WriterStatus {
     pub receives: bool,
 }
 
+/// What came of asking the server, and the slot that is ours there.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// What it told.
+    pub server: &'a Result<Server, ServerError>,
+    /// The slot.
+    pub slot: &'a SlotName,
+}
+
+impl Asked<'_> {
+    fn answer(self, repository: &Repository, held: Option<End>) -> ServerAnswer {
+        match self.server {
+            Err(e) => ServerAnswer::Failed { reason: e.to_string() },
+            Ok(server) if server.system_identifier != repository.system_id().to_string() => ServerAnswer::Failed {
+                reason: format!("it is the cluster with system identifier {}", server.system_identifier),
+            },
+            Ok(server) => ServerAnswer::Told {
+                server: Box::new(server.clone()),
+                slot_name: self.slot.to_string(),
+                slot: server.slots.iter().find(|slot| slot.name == self.slot.as_str()).cloned(),
+                lag: server.lag(held),
+            },
+        }
+    }
+}
+
 /// What came of asking the server.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -69,6 +96,10 @@ pub enum ServerAnswer {
         /// What.
         #[serde(flatten)]
         server: Box<Server>,
+        /// The slot that was asked for.
+        slot_name: String,
+        /// What it says of that; `None` if there is none of that name.
+        slot: Option<SlotStatus>,
         /// How far the archive is behind it.
         lag: Lag,
     },
@@ -96,7 +127,7 @@ pub enum StatusError {
 /// # Errors
 /// When its folders, documents or history files cannot be read. What cannot be read of a segment is
 /// in [`Status::problems`].
-pub fn status(repository: &Repository, server: Option<&Result<Server, ServerError>>) -> Result<Status, StatusError> {
+pub fn status(repository: &Repository, server: Option<Asked<'_>>) -> Result<Status, StatusError> {
     let entries = repository.backups()?;
     let coverage = repository.coverage(&entries)?;
     let mut reader = archive::Reader::new(&coverage, &entries, Times::new(repository.archive()));
@@ -106,13 +137,7 @@ pub fn status(repository: &Repository, server: Option<&Result<Server, ServerErro
     let timelines = reader.timelines();
     let (backups, mut problems) = backups::all(repository, &entries, &windows, &mut reader);
     problems.extend(reader.into_problems());
-    let server = server.map(|answer| match answer {
-        Ok(server) if server.system_identifier != repository.system_id().to_string() => ServerAnswer::Failed {
-            reason: format!("it is the cluster with system identifier {}", server.system_identifier),
-        },
-        Ok(server) => ServerAnswer::Told { lag: server.lag(held), server: Box::new(server.clone()) },
-        Err(e) => ServerAnswer::Failed { reason: e.to_string() },
-    });
+    let server = server.map(|asked| asked.answer(repository, held));
     Ok(Status {
         repository: repository.dir().display().to_string(),
         system_identifier: repository.system_id().to_string(),

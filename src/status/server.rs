@@ -9,7 +9,6 @@ use tokio::time::timeout;
 
 use super::End;
 use crate::connection::{Error as SessionError, Session};
-use crate::protocol::SlotName;
 use crate::repository::Time;
 use crate::wal::{Lsn, TimelineId};
 
@@ -33,8 +32,9 @@ pub struct Server {
     pub clock: Time,
     /// `max_slot_wal_keep_size` in bytes; `None` if there is no limit.
     pub max_slot_wal_keep_size: Option<u64>,
-    /// The slot that was asked for.
-    pub slot: SlotStatus,
+    /// Its slots, by name.
+    #[serde(skip)]
+    pub slots: Vec<SlotStatus>,
 }
 
 /// A replication slot.
@@ -42,10 +42,12 @@ pub struct Server {
 pub struct SlotStatus {
     /// Its name.
     pub name: String,
-    /// False if there is none of that name, and nothing else is known then.
-    pub exists: bool,
+    /// `physical` or `logical`.
+    pub kind: String,
     /// Whether somebody streams with it.
     pub active: bool,
+    /// The application that does, if we may see that.
+    pub used_by: Option<String>,
     /// The server keeps WAL from here on.
     pub restart_lsn: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
@@ -91,15 +93,19 @@ const SELF: &str = "select (select system_identifier from pg_control_system()), 
     (extract(epoch from clock_timestamp()) * 1000000)::bigint, \
     (select setting from pg_settings where name = 'max_slot_wal_keep_size')";
 
-/// Asks a server, in an SQL session, about itself and a slot.
+const SLOTS: &str = "select s.slot_name, s.slot_type, s.active, \
+    (select application_name from pg_stat_activity where pid = s.active_pid), \
+    s.restart_lsn, s.wal_status, s.safe_wal_size from pg_replication_slots s order by s.slot_name";
+
+/// Asks a server, in an SQL session, about itself and its slots.
 ///
 /// # Errors
 /// When it refuses, is silent, or makes no sense.
-pub async fn ask(session: &mut Session, slot: &SlotName) -> Result<Server, ServerError> {
-    timeout(LIMIT, ask_all(session, slot)).await.unwrap_or(Err(ServerError::Silent))
+pub async fn ask(session: &mut Session) -> Result<Server, ServerError> {
+    timeout(LIMIT, ask_all(session)).await.unwrap_or(Err(ServerError::Silent))
 }
 
-async fn ask_all(session: &mut Session, slot: &SlotName) -> Result<Server, ServerError> {
+async fn ask_all(session: &mut Session) -> Result<Server, ServerError> {
     let version = session.parameter("server_version").unwrap_or_default().to_owned();
     let rows = session.query(SELF).await?;
     let columns = rows.into_iter().next().ok_or(ServerError::Answer("it says nothing of itself"))?;
@@ -115,43 +121,21 @@ async fn ask_all(session: &mut Session, slot: &SlotName) -> Result<Server, Serve
     // In MiB; -1 for no limit.
     let limit: i64 = next().and_then(|text| text.parse().ok()).ok_or(wrong("it has no max_slot_wal_keep_size"))?;
     let max_slot_wal_keep_size = u64::try_from(limit).ok().map(|mib| mib.saturating_mul(1 << 20));
-    let slot = ask_slot(session, slot, position).await?;
-    Ok(Server { system_identifier, version, standby, timeline, position, clock, max_slot_wal_keep_size, slot })
-}
-
-async fn ask_slot(session: &mut Session, slot: &SlotName, position: Lsn) -> Result<SlotStatus, ServerError> {
-    // A slot's name has letters, digits and underscores alone.
-    let sql = format!(
-        "select active, restart_lsn, wal_status, safe_wal_size from pg_replication_slots \
-         where slot_name = '{}' and slot_type = 'physical'",
-        slot.as_str()
-    );
-    let rows = session.query(&sql).await?;
-    let name = slot.as_str().to_owned();
-    let Some(columns) = rows.into_iter().next() else {
-        return Ok(SlotStatus::missing(name));
-    };
-    let mut columns = columns.into_iter();
-    let mut next = || columns.next().flatten();
-    let active = next().as_deref() == Some("t");
-    let restart_lsn: Option<Lsn> = next().and_then(|text| text.parse().ok());
-    let wal_status = next();
-    let safe_wal_size = next().and_then(|text| text.parse().ok());
-    let retained_bytes = restart_lsn.map(|restart| position.saturating_sub(restart));
-    Ok(SlotStatus { name, exists: true, active, restart_lsn, wal_status, safe_wal_size, retained_bytes })
+    let rows = session.query(SLOTS).await?;
+    let slots = rows.into_iter().map(|row| SlotStatus::from_row(row, position)).collect();
+    Ok(Server { system_identifier, version, standby, timeline, position, clock, max_slot_wal_keep_size, slots })
 }
 
 impl SlotStatus {
-    pub(super) const fn missing(name: String) -> Self {
-        Self {
-            name,
-            exists: false,
-            active: false,
-            restart_lsn: None,
-            wal_status: None,
-            safe_wal_size: None,
-            retained_bytes: None,
-        }
+    fn from_row(row: Vec<Option<String>>, position: Lsn) -> Self {
+        let mut columns = row.into_iter();
+        let mut next = || columns.next().flatten();
+        let (name, kind) = (next().unwrap_or_default(), next().unwrap_or_default());
+        let (active, used_by) = (next().as_deref() == Some("t"), next());
+        let restart_lsn: Option<Lsn> = next().and_then(|text| text.parse().ok());
+        let (wal_status, safe_wal_size) = (next(), next().and_then(|text| text.parse().ok()));
+        let retained_bytes = restart_lsn.map(|restart| position.saturating_sub(restart));
+        Self { name, kind, active, used_by, restart_lsn, wal_status, safe_wal_size, retained_bytes }
     }
 
     /// Whether the server has removed WAL that it was to keep, or may at any moment.

@@ -258,15 +258,22 @@ pub(crate) fn server(held: End) -> Server {
         position: held.pos.lsn().saturating_add(16),
         clock: Time(Timestamp::from_second(held.last_commit.unwrap().timestamp().as_second() + 60).unwrap()),
         max_slot_wal_keep_size: None,
-        slot: SlotStatus {
-            exists: true,
+        slots: vec![SlotStatus {
+            name: "walhold".to_owned(),
+            kind: "physical".to_owned(),
             active: true,
+            used_by: None,
             restart_lsn: Some(held.pos.lsn()),
             wal_status: Some("reserved".to_owned()),
+            safe_wal_size: None,
             retained_bytes: Some(16),
-            ..SlotStatus::missing("walhold".to_owned())
-        },
+        }],
     }
+}
+
+pub(crate) fn asking(repository: &Repository, server: &Result<Server, ServerError>) -> Status {
+    let slot = "walhold".parse().unwrap();
+    status(repository, Some(Asked { server, slot: &slot })).unwrap()
 }
 
 #[test]
@@ -274,7 +281,7 @@ fn limits_are_held_against_age_and_lag() {
     let dir = tempfile::tempdir().unwrap();
     let (repository, seal, _) = long(&dir.path().join("r"));
     let _lock = repository.lock("walhold receive, process 1 on h").unwrap();
-    let told = |server: Server| status(&repository, Some(&Ok(server))).unwrap();
+    let told = |server: Server| asking(&repository, &Ok(server));
     let there = server(shown(&repository).held.unwrap());
     let of = |max_age, max_lag| Limits { max_age, max_lag };
     let seconds = |seconds| Some(Duration::from_secs(seconds));
@@ -291,13 +298,13 @@ fn limits_are_held_against_age_and_lag() {
     let other = told(Server { system_identifier: "1".to_owned(), ..there.clone() });
     let said = "the server could not be asked: it is the cluster with system identifier 1";
     assert_eq!(words(&other, Limits::default()), [said]);
-    let silent = status(&repository, Some(&Err(ServerError::Silent))).unwrap();
+    let silent = asking(&repository, &Err(ServerError::Silent));
     assert!(words(&silent, Limits::default())[0].contains("did not answer"));
     let ahead = told(Server { timeline: TimelineId::new(2), ..there.clone() });
     let said = "the server is on timeline 2, and WAL is held up to timeline 1";
     assert_eq!(words(&ahead, Limits::default()), [said]);
     let mut lost = there;
-    lost.slot.wal_status = Some("lost".to_owned());
+    lost.slots[0].wal_status = Some("lost".to_owned());
     assert!(words(&told(lost), Limits::default())[0].starts_with("slot \"walhold\" does not keep"));
 }
 
@@ -325,7 +332,7 @@ fn the_document_has_positions_as_text() {
     let dir = tempfile::tempdir().unwrap();
     let (repository, seal, _) = long(&dir.path().join("r"));
     let there = server(shown(&repository).held.unwrap());
-    let found = status(&repository, Some(&Ok(there))).unwrap();
+    let found = asking(&repository, &Ok(there));
     let document = serde_json::to_value(&found).unwrap();
     assert_eq!(document["system_identifier"], SYSTEM.to_string());
     assert_eq!(document["windows"][0]["from"]["lsn"], seal.stop.lsn().to_string());

@@ -103,16 +103,16 @@ fn wal(lines: &mut Lines, status: &Status, now: Timestamp) {
 }
 
 fn server(lines: &mut Lines, status: &Status) {
-    let (server, lag) = match &status.server {
+    let (server, slot_name, slot, lag) = match &status.server {
         None => return,
         Some(ServerAnswer::Failed { reason }) => return lines.add("server", &format!("could not be asked: {reason}")),
-        Some(ServerAnswer::Told { server, lag }) => (server, lag),
+        Some(ServerAnswer::Told { server, slot_name, slot, lag }) => (server, slot_name, slot, lag),
     };
     let kind = if server.standby { "standby" } else { "primary" };
     let tli = server.timeline.map_or_else(String::new, |tli| format!(" (timeline {tli})"));
     lines.add("server", &format!("PostgreSQL {}, {kind}, at {}{tli}", server.version, server.position));
     lines.add("behind it", &behind(lag));
-    lines.add("slot", &slot(&server.slot));
+    lines.add("slot", &slot.as_ref().map_or_else(|| format!("there is none named \"{slot_name}\""), kept));
 }
 
 fn behind(lag: &Lag) -> String {
@@ -127,10 +127,7 @@ fn behind(lag: &Lag) -> String {
     }
 }
 
-fn slot(slot: &SlotStatus) -> String {
-    if !slot.exists {
-        return format!("there is none named \"{}\"", slot.name);
-    }
+fn kept(slot: &SlotStatus) -> String {
     let active = if slot.active { "active" } else { "not active" };
     let mut text = format!("\"{}\", {active}", slot.name);
     match (slot.restart_lsn, slot.retained_bytes) {
@@ -241,22 +238,22 @@ fn warnings(status: &Status) -> Vec<String> {
     let mut warnings = status.problems.clone();
     let unknown = status.timelines.iter().filter(|timeline| !timeline.history_held);
     warnings.extend(unknown.map(|timeline| format!("the history file of timeline {} is missing", timeline.timeline)));
-    if let Some(ServerAnswer::Told { server, .. }) = &status.server {
-        warnings.extend(of_server(server));
+    if let Some(ServerAnswer::Told { server, slot: Some(slot), .. }) = &status.server {
+        warnings.extend(of_slot(server, slot));
     }
     warnings
 }
 
-fn of_server(server: &Server) -> Vec<String> {
+fn of_slot(server: &Server, slot: &SlotStatus) -> Vec<String> {
     let mut warnings = Vec::new();
-    if server.slot.exists && server.max_slot_wal_keep_size.is_none() {
+    if server.max_slot_wal_keep_size.is_none() {
         warnings.push(
             "max_slot_wal_keep_size is unlimited: while nothing receives, the slot can fill the server's disk"
                 .to_owned(),
         );
     }
-    if server.slot.loses_wal() {
-        warnings.push(format!("slot \"{}\" does not keep all WAL that it was to keep", server.slot.name));
+    if slot.loses_wal() {
+        warnings.push(format!("slot \"{}\" does not keep all WAL that it was to keep", slot.name));
     }
     warnings
 }

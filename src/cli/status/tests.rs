@@ -3,7 +3,7 @@ use super::page::{Form, page};
 use super::*;
 use crate::repository::made::Parts;
 use crate::repository::tests::with_wal;
-use crate::status::tests::{after, long, server};
+use crate::status::tests::{after, asking, long, server};
 
 const PLAIN: Form = Form { width: 72, pens: ASCII, bold: false };
 
@@ -20,7 +20,7 @@ fn golden() {
     std::fs::remove_file(dir.path().join("r/wal/000000010000000000000007")).unwrap();
     let _lock = repository.lock("walhold receive, process 1 on db1").unwrap();
     let held = status(&repository, None).unwrap().held.unwrap();
-    let found = status(&repository, Some(&Ok(server(held)))).unwrap();
+    let found = asking(&repository, &Ok(server(held)));
     println!("{}", shown(&found, PLAIN));
     println!("{}", shown(&found, Form { pens: UNICODE, ..PLAIN }));
     let empty = status(&with_wal(&dir.path().join("w"), &Parts::new().log), None).unwrap();
