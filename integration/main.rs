@@ -37,6 +37,7 @@ mod refusals;
 mod resume;
 mod shutdown;
 mod slots;
+mod status;
 mod timeline;
 mod tls;
 mod wal_get;
@@ -88,6 +89,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p6_folders_that_cannot_be_used_are_named", refusals::folders),
     ("p6_tls_and_channel_binding", tls::verified),
     ("p6_tls_is_never_less_than_asked_for", tls::refused),
+    ("status_tells_lag_and_slot", status::lag_and_slot),
+    ("status_tells_a_gap_and_a_promotion", status::gap_and_promotion),
     ("p7_files_are_those_of_pg_receivewal", identical::drain),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
     ("drill_passes_beside_its_source_and_is_recorded", drill::good),

@@ -67,7 +67,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let asked = server.as_ref().map(|server| Asked { server, slot: &arguments.slot });
     let all: Vec<_> = arguments.repo.iter().map(|dir| (dir.as_path(), look(dir, asked))).collect();
     if arguments.check {
-        return arguments.check(&all);
+        let limits = Limits { max_age: arguments.max_age, max_lag: arguments.max_lag };
+        let (good, line) = check(&all, limits, Timestamp::now());
+        super::say(&format_args!("{line}\n"))?;
+        return Ok(if good { Exit::Done } else { Exit::NotUsable });
     }
     let found: Vec<_> = all.iter().filter_map(|(_, found)| found.as_ref().ok()).collect();
     if arguments.json {
@@ -123,26 +126,23 @@ impl Arguments {
             Err(e) => Ok(Err(ServerError::Unreachable(e.message().to_owned()))),
         }
     }
+}
 
-    fn check(&self, all: &[(&Path, Result<Status, Failure>)]) -> Result<Exit, Failure> {
-        let limits = Limits { max_age: self.max_age, max_lag: self.max_lag };
-        let now = Timestamp::now();
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for (dir, found) in all {
-            let reasons = match found {
-                Ok(status) => status.reasons(limits, now).iter().map(ToString::to_string).collect(),
-                Err(failure) => vec![failure.message().to_owned()],
-            };
-            match found {
-                Ok(status) if reasons.is_empty() => good.push(summary(status, now)),
-                _ => bad.push(format!("{}: {}", dir.display(), reasons.join("; "))),
-            }
+/// One line for all repositories, and whether all is well.
+fn check(all: &[(&Path, Result<Status, Failure>)], limits: Limits, now: Timestamp) -> (bool, String) {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for (dir, found) in all {
+        let reasons = match found {
+            Ok(status) => status.reasons(limits, now).iter().map(ToString::to_string).collect(),
+            Err(failure) => vec![failure.message().to_owned()],
+        };
+        match found {
+            Ok(status) if reasons.is_empty() => good.push(summary(status, now)),
+            _ => bad.push(format!("{}: {}", dir.display(), reasons.join("; "))),
         }
-        let line =
-            if bad.is_empty() { format!("OK {}", good.join(" | ")) } else { format!("FAIL {}", bad.join(" | ")) };
-        super::say(&format_args!("{}\n", plain(&line)))?;
-        Ok(if bad.is_empty() { Exit::Done } else { Exit::NotUsable })
     }
+    let line = if bad.is_empty() { format!("OK {}", good.join(" | ")) } else { format!("FAIL {}", bad.join(" | ")) };
+    (bad.is_empty(), plain(&line))
 }
 
 /// Why there is nothing to worry about.

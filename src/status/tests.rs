@@ -343,3 +343,36 @@ fn the_document_has_positions_as_text() {
     assert_eq!(document["server"]["told"]["lag"]["bytes"], 16);
     let _: BackupId = serde_json::from_value(document["backups"][0]["id"].clone()).unwrap();
 }
+
+#[test]
+fn the_last_drill_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (repository, seal, _) = long(&dir.path().join("r"));
+    let _lock = repository.lock("walhold receive, process 1 on h").unwrap();
+    let passed = DrillRecord {
+        backup: seal.id,
+        started: after(60),
+        finished: after(120),
+        failure: None,
+        server: None,
+        target_time: None,
+        timeline: None,
+        reached: None,
+        reached_time: None,
+        archive_end: None,
+        durations_ms: Default::default(),
+        checked: Vec::new(),
+        not_checked: Vec::new(),
+        program: "walhold test".to_owned(),
+    };
+    repository.record_drill(&passed).unwrap();
+    let found = shown(&repository);
+    assert_eq!((found.last_drill(), words(&found, Limits::default())), (Some(&passed), vec![]));
+    let failed = DrillRecord { failure: Some("pg_amcheck found damage".to_owned()), ..passed };
+    repository.record_drill(&failed).unwrap();
+    let said = format!("the last drill, of backup {}, failed: pg_amcheck found damage", seal.id);
+    assert_eq!(words(&shown(&repository), Limits::default()), [said]);
+    fs::write(repository.backup_dir(seal.id).join("drill.json"), "{}").unwrap();
+    let found = status(&repository, None).unwrap();
+    assert!(words(&found, Limits::default())[0].starts_with("the last drill of backup"), "{:?}", found.problems);
+}
