@@ -258,7 +258,7 @@ impl<'a> Reader<'a> {
 
 /// Exclusive end of what a stretch may hold.
 fn limit(stretch: &Stretch) -> Lsn {
-    stretch.tail().map_or(stretch.to().lsn(), Segment::end)
+    stretch.tail().map_or_else(|| stretch.to().lsn(), Segment::end)
 }
 
 /// The stretch that `lsn` lies in, or that ends before it.

@@ -111,15 +111,15 @@ async fn ask_all(session: &mut Session) -> Result<Server, ServerError> {
     let columns = rows.into_iter().next().ok_or(ServerError::Answer("it says nothing of itself"))?;
     let mut columns = columns.into_iter();
     let mut next = || columns.next().flatten();
-    let wrong = ServerError::Answer;
-    let system_identifier = next().ok_or(wrong("it has no system identifier"))?;
+    let system_identifier = next().ok_or(ServerError::Answer("it has no system identifier"))?;
     let standby = next().as_deref() == Some("t");
-    let position = next().and_then(|text| text.parse().ok()).ok_or(wrong("it has no position"))?;
+    let position = next().and_then(|text| text.parse().ok()).ok_or(ServerError::Answer("it has no position"))?;
     let timeline = next().and_then(|digits| u32::from_str_radix(&digits, 16).ok()).and_then(TimelineId::new);
     let clock = next().and_then(|text| text.parse().ok()).and_then(|us| Timestamp::from_microsecond(us).ok());
-    let clock = Time(clock.ok_or(wrong("it has no clock"))?);
+    let clock = Time(clock.ok_or(ServerError::Answer("it has no clock"))?);
     // In MiB; -1 for no limit.
-    let limit: i64 = next().and_then(|text| text.parse().ok()).ok_or(wrong("it has no max_slot_wal_keep_size"))?;
+    let limit: i64 =
+        next().and_then(|text| text.parse().ok()).ok_or(ServerError::Answer("it has no max_slot_wal_keep_size"))?;
     let max_slot_wal_keep_size = u64::try_from(limit).ok().map(|mib| mib.saturating_mul(1 << 20));
     let rows = session.query(SLOTS).await?;
     let slots = rows.into_iter().map(|row| SlotStatus::from_row(row, position)).collect();

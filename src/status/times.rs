@@ -161,7 +161,7 @@ impl Moment {
     /// The time that was read, or what is known otherwise.
     pub(super) fn of(read: Option<Time>, known: Option<Time>) -> Option<Self> {
         let read = read.map(|time| Self { time, exact: true });
-        read.or(known.map(|time| Self { time, exact: false }))
+        read.or_else(|| known.map(|time| Self { time, exact: false }))
     }
 
     /// As the usual clock has it.

@@ -223,9 +223,13 @@ fn gap(lines: &mut Lines, name: &str, gap: &GapStatus) {
         format!("{from} to {to}")
     };
     lines.add(name, &format!("{on}: {} missing", HumanBytes(gap.bytes)));
-    let before = gap.last_commit_before.map_or_else(|| "(not known)".to_owned(), moment);
-    let after = gap.first_commit_after.map_or_else(|| "(not known)".to_owned(), clock);
-    lines.add("", &format!("lost: what was committed after {before} and before {after}"));
+    let before = gap.last_commit_before.map(|last| {
+        let later = if last.exact { "" } else { " or later" };
+        format!(" after {}{later}", clock(last.time))
+    });
+    let after = gap.first_commit_after.map(|first| format!(" before {}", clock(first)));
+    let bounds: Vec<_> = before.into_iter().chain(after).collect();
+    lines.add("", &format!("lost: what was committed{}", bounds.join(" and")));
     if !gap.ends.is_empty() {
         lines.add("", &format!("recovery from {} ends there", named(&gap.ends)));
     }
