@@ -41,6 +41,7 @@ mod refusals;
 mod resume;
 mod shutdown;
 mod slots;
+mod status;
 mod timeline;
 mod tls;
 mod verify;
@@ -109,6 +110,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("hosts_are_tried_until_one_will_do", hosts::looked_for),
     ("hosts_are_tried_again_after_a_failover", hosts::failover),
     ("hosts_and_more_come_from_a_service_file", hosts::service),
+    ("status_tells_lag_and_slot", status::lag_and_slot),
+    ("status_tells_a_gap_and_a_promotion", status::gap_and_promotion),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
     ("drill_passes_beside_its_source_and_is_recorded", drill::good),
     ("drill_names_a_damaged_index", drill::damaged_index),

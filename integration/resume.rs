@@ -180,7 +180,7 @@ fn receive_some(room: &Room, primary: &Cluster<'_>, repo: &Path) -> Lsn {
 
 /// Writes and checkpoints until the segment that holds `position` is gone.
 #[track_caller]
-fn recycle(primary: &Cluster<'_>, position: Lsn) {
+pub(crate) fn recycle(primary: &Cluster<'_>, position: Lsn) {
     let name = primary.sql(&format!("select pg_walfile_name('{position}')"));
     for _ in 0..100 {
         primary.switch_segment();

@@ -7,7 +7,8 @@
 //! The map, from the command line down; nothing below uses anything above:
 //!
 //! * [`cli`]: one file a command; here alone is anything printed, and an exit code chosen.
-//! * [`backup`], [`receive`], [`verify`], [`restore`], [`drill`]: the engines. They emit events and return values.
+//! * [`backup`], [`receive`], [`verify`], [`restore`], [`drill`], [`status`]: the engines. They emit events and
+//!   return values.
 //! * [`repository`]: one cluster's archive and backups in a directory; names, locks, seals.
 //! * [`archive`]: a folder of WAL; the only place that can say that WAL is durable, or a backup's whole.
 //! * [`connection`]: from a connection string to a session with a server.
@@ -29,5 +30,6 @@ pub mod protocol;
 pub mod receive;
 pub mod repository;
 pub mod restore;
+pub mod status;
 pub mod verify;
 pub mod wal;

@@ -11,7 +11,7 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use secrecy::SecretString;
 
 use super::Failure;
-use crate::connection::{Conninfo, ConninfoError, Flags, Surroundings};
+use crate::connection::{Conninfo, ConninfoError, Flags, Purpose, Session, Surroundings};
 use crate::disk::{Disk, Real};
 use crate::receive::{ReceiveError, Upstream};
 use crate::repository::{Repository, RepositoryError};
@@ -62,6 +62,29 @@ impl From<NotConnected> for Failure {
 }
 
 impl ConnectionFlags {
+    /// Whether any flag or variable of ours says which server; those of libpq alone do not count.
+    pub(super) fn name_a_server(&self) -> bool {
+        self.dbname.is_some() || self.host.is_some() || self.port.is_some() || self.username.is_some()
+    }
+
+    /// An SQL session, asking for a password as [`ConnectionFlags::connect`] does.
+    pub(super) async fn session(&self, application_name: &str) -> Result<Session, Failure> {
+        let mut conninfo = self.conninfo()?;
+        let name = conninfo.application_name().unwrap_or(application_name).to_owned();
+        if self.password {
+            let prompt = usual_prompt(&conninfo);
+            conninfo = with_password(conninfo, prompt).await?;
+        }
+        match Session::connect(&conninfo, Purpose::Sql, &name).await {
+            Err(e) if e.is_password_missing() && !self.no_password && std::io::stdin().is_terminal() => {
+                let prompt = usual_prompt(&conninfo);
+                let conninfo = with_password(conninfo, prompt).await?;
+                Ok(Session::connect(&conninfo, Purpose::Sql, &name).await?)
+            }
+            connected => Ok(connected?),
+        }
+    }
+
     fn conninfo(&self) -> Result<Conninfo, ConninfoError> {
         let flags = Flags {
             conninfo: self.dbname.clone(),
@@ -76,8 +99,7 @@ impl ConnectionFlags {
     /// Connects, asking for a password if the server wants one and somebody is there to be asked.
     /// What was asked is kept for later connections. Gives the application name, too.
     pub(super) async fn connect(&self, application_name: &str) -> Result<(Conninfo, Upstream, String), Failure> {
-        let prompt = |conninfo: &Conninfo| format!("Password for user {}: ", conninfo.user());
-        Ok(self.connect_asking(application_name, prompt).await?)
+        Ok(self.connect_asking(application_name, usual_prompt).await?)
     }
 
     /// [`ConnectionFlags::connect`] with another prompt.
@@ -144,6 +166,10 @@ impl Opened {
             let _ = disk.remove_tree(self.repository.dir());
         }
     }
+}
+
+fn usual_prompt(conninfo: &Conninfo) -> String {
+    format!("Password for user {}: ", conninfo.user())
 }
 
 /// Asks on the terminal, without showing what is typed. Ctrl-C ends it and shows what is typed again.

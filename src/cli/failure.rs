@@ -10,6 +10,7 @@ use crate::drill::DrillError;
 use crate::receive::{Gap, ReceiveError};
 use crate::repository::{ExpireError, MarkError, NotUsable, RepositoryError, SealError, Undecided};
 use crate::restore::RestoreError;
+use crate::status::StatusError;
 use crate::verify::VerifyError;
 
 /// The exit codes, which scripts rely on. (`wal-get` has its own three.)
@@ -78,7 +79,7 @@ impl Failure {
         Self { hint: hint.or(self.hint), ..self }
     }
 
-    /// The cause.
+    /// The cause, in a line.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -118,6 +119,15 @@ impl From<ConnectError> for Failure {
 impl From<SessionError> for Failure {
     fn from(e: SessionError) -> Self {
         Self::error(e.to_string()).hint_if(e.hint())
+    }
+}
+
+impl From<StatusError> for Failure {
+    fn from(e: StatusError) -> Self {
+        match e {
+            StatusError::Repository(e) => e.into(),
+            StatusError::Archive(e) => e.into(),
+        }
     }
 }
 

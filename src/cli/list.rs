@@ -6,11 +6,12 @@ use std::sync::Arc;
 use clap::Args;
 use indicatif::HumanBytes;
 use serde::Serialize;
-use tracing::warn;
 
 use super::Failure;
 use crate::disk::Real;
-use crate::repository::{BackupEntry, BackupId, BackupState, DrillRecord, Pending, Repository, Seal};
+use crate::repository::{BackupEntry, BackupState, DrillRecord, Pending, Repository, Seal};
+use crate::status::{BackupStatus, End, Listed, Stage, Waiting, backups};
+use crate::wal::{Lsn, Pos};
 
 /// List the backups of a repository; writes nothing
 #[derive(Debug, Args)]
@@ -25,10 +26,12 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let repository = Repository::open(&arguments.repo, Arc::new(Real::new()))?;
-    let backups = repository.backups()?;
+    let Listed { entries, backups, problems } = backups(&repository)?;
+    for problem in problems {
+        tracing::warn!("{problem}");
+    }
     if arguments.json {
-        let backups =
-            backups.iter().map(|entry| Row { drill: drilled(&repository, entry.id), ..Row::of(entry) }).collect();
+        let backups = entries.iter().zip(&backups).map(|(entry, backup)| Row::of(entry, backup)).collect();
         return super::print_json(&Report {
             version: 1,
             system_identifier: repository.system_id().to_string(),
@@ -40,59 +43,54 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return super::say(&"no backups\n");
     }
     let head = format!(
-        "{:<17} {:<9} {:<4} {:>4} {:>14} {:>14} {:>10} {:>10} {:<17}  LABEL\n",
-        "BACKUP", "STATE", "KEEP", "TLI", "START", "STOP", "DATA", "STORED", "DRILL"
+        "{:<17} {:<9} {:<4} {:>4} {:>14} {:>14} {:>14} {:>10} {:>10} {:<17}  LABEL\n",
+        "BACKUP", "STATE", "KEEP", "TLI", "START", "STOP", "WINDOW END", "DATA", "STORED", "DRILL"
     );
-    let drill = |entry: &BackupEntry| drilled(&repository, entry.id);
-    super::say(&backups.iter().fold(head, |table, entry| table + &line(entry, drill(entry).as_ref()) + "\n"))
+    super::say(&backups.iter().fold(head, |table, backup| table + &line(backup) + "\n"))
 }
 
-/// What cannot be read tells nothing of the backup: it is as if there had been no drill.
-fn drilled(repository: &Repository, id: BackupId) -> Option<DrillRecord> {
-    let drill = repository.last_drill(id);
-    drill.inspect_err(|e| warn!("the last drill of {id} is not shown: {e}")).ok().flatten()
+fn line(backup: &BackupStatus) -> String {
+    let dash = || "-".to_owned();
+    let lsn = |lsn: Option<Lsn>| lsn.map_or_else(dash, |lsn| lsn.to_string());
+    let size = |bytes: Option<u64>| bytes.map_or_else(dash, |bytes| HumanBytes(bytes).to_string());
+    let (id, state) = (backup.id, backup.stage.word());
+    let tli = backup.start.map_or_else(dash, |pos| pos.tli().to_string());
+    let (start, stop) = (lsn(backup.start.map(Pos::lsn)), lsn(backup.stop.map(Pos::lsn)));
+    let end = match (backup.window_end, backup.stage) {
+        (Some(end), _) => end.pos.lsn().to_string(),
+        (None, Stage::Complete) => "WAL missing".to_owned(),
+        (None, _) => dash(),
+    };
+    let (data, stored) = (size(backup.data_bytes), size(backup.stored_bytes));
+    let keep = if backup.kept { "yes" } else { "" };
+    let drill = backup.drill.as_ref().map_or_else(dash, verdict);
+    let said = super::status::plain(&said(backup));
+    format!(
+        "{id:<17} {state:<9} {keep:<4} {tli:>4} {start:>14} {stop:>14} {end:>14} {data:>10} {stored:>10} {drill:<17}  {said}"
+    )
+    .trim_end()
+    .to_owned()
+}
+
+/// Its label, or what is wrong with it.
+fn said(backup: &BackupStatus) -> String {
+    if let Some(why) = &backup.damage {
+        return why.clone();
+    }
+    let label = backup.label.clone().unwrap_or_default();
+    match backup.waiting {
+        Some(Waiting { needs, held: Some(held) }) => {
+            format!("waiting for WAL up to {} (held up to {held})  {label}", needs.lsn())
+        }
+        Some(Waiting { needs, held: None }) => format!("waiting for WAL up to {}  {label}", needs.lsn()),
+        None => label,
+    }
 }
 
 /// The verdict, and the day of it in UTC.
 fn verdict(drill: &DrillRecord) -> String {
     let word = if drill.passed() { "passed" } else { "FAILED" };
     format!("{word} {}", drill.finished.0.strftime("%Y-%m-%d"))
-}
-
-fn line(entry: &BackupEntry, drill: Option<&DrillRecord>) -> String {
-    let lsn = |pos: Option<crate::wal::Pos>| pos.map_or_else(|| "-".to_owned(), |pos| pos.lsn().to_string());
-    let tli = entry.start().map_or_else(|| "-".to_owned(), |pos| pos.tli().to_string());
-    let (stop, data, stored, label) = match &entry.state {
-        BackupState::Sealed(seal) => {
-            let stored: u64 = seal.files.iter().map(|file| file.size).sum();
-            (
-                Some(seal.stop),
-                HumanBytes(seal.manifest.bytes).to_string(),
-                HumanBytes(stored).to_string(),
-                seal.label.as_str(),
-            )
-        }
-        BackupState::Pending(pending) => (pending.stop, "-".into(), "-".into(), pending.label.as_str()),
-        BackupState::Unfinished => (None, "-".into(), "-".into(), ""),
-        BackupState::Damaged(why) => (None, "-".into(), "-".into(), why.as_str()),
-    };
-    let (id, state, start, stop) = (entry.id, state(entry), lsn(entry.start()), lsn(stop));
-    let keep = if entry.kept { "yes" } else { "" };
-    let drill = drill.map_or_else(|| "-".to_owned(), verdict);
-    format!(
-        "{id:<17} {state:<9} {keep:<4} {tli:>4} {start:>14} {stop:>14} {data:>10} {stored:>10} {drill:<17}  {label}"
-    )
-}
-
-/// Only a backup that is `complete` is ever offered for restore.
-fn state(entry: &BackupEntry) -> &'static str {
-    match &entry.state {
-        BackupState::Sealed(_) => "complete",
-        _ if entry.running => "running",
-        BackupState::Pending(pending) if pending.ready.is_some() => "pending",
-        BackupState::Pending(_) | BackupState::Unfinished => "unfinished",
-        BackupState::Damaged(_) => "damaged",
-    }
 }
 
 #[derive(Serialize)]
@@ -107,7 +105,7 @@ struct Report<'a> {
 struct Row<'a> {
     id: String,
     state: &'static str,
-    /// Whether it is marked so that it never expires.
+    /// Whether retention leaves it alone.
     kept: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     backup: Option<&'a Seal>,
@@ -115,14 +113,28 @@ struct Row<'a> {
     pending: Option<&'a Pending>,
     #[serde(skip_serializing_if = "Option::is_none")]
     damage: Option<&'a str>,
+    /// How far recovery from it can go; missing if it cannot be restored.
     #[serde(skip_serializing_if = "Option::is_none")]
-    drill: Option<DrillRecord>,
+    window_end: Option<End>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting: Option<Waiting>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drill: Option<&'a DrillRecord>,
 }
 
 impl<'a> Row<'a> {
-    fn of(entry: &'a BackupEntry) -> Self {
-        let (id, kept, state) = (entry.id.to_string(), entry.kept, state(entry));
-        let row = Self { id, state, kept, backup: None, pending: None, damage: None, drill: None };
+    fn of(entry: &'a BackupEntry, backup: &'a BackupStatus) -> Self {
+        let row = Self {
+            id: entry.id.to_string(),
+            state: backup.stage.word(),
+            kept: entry.kept,
+            backup: None,
+            pending: None,
+            damage: None,
+            window_end: backup.window_end,
+            waiting: backup.waiting,
+            drill: backup.drill.as_ref(),
+        };
         match &entry.state {
             BackupState::Sealed(seal) => Row { backup: Some(seal), ..row },
             BackupState::Pending(pending) => Row { pending: Some(pending), ..row },

@@ -16,6 +16,7 @@ mod receive;
 mod restore;
 mod signals;
 mod slot;
+mod status;
 mod values;
 mod verify;
 
@@ -52,12 +53,13 @@ enum Command {
     Receive(Box<receive::Arguments>),
     Backup(Box<backup::Arguments>),
     List(list::Arguments),
+    Status(Box<status::Arguments>),
     Verify(verify::Arguments),
     Restore(Box<restore::Arguments>),
-    Drill(Box<drill::Arguments>),
+    Slot(slot::Arguments),
     Keep(keep::Arguments),
     Expire(expire::Arguments),
-    Slot(slot::Arguments),
+    Drill(Box<drill::Arguments>),
     /// Give a recovering server one file of the archive: its restore_command
     ///
     /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
@@ -100,12 +102,16 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Receive(arguments) => receive::run(&arguments),
         Command::Backup(arguments) => backup::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
+        Command::Status(arguments) => match status::run(&arguments) {
+            Ok(exit) => return exit.into(),
+            Err(failure) => Err(failure),
+        },
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
-        Command::Drill(arguments) => drill::run(&arguments),
+        Command::Slot(arguments) => slot::run(&arguments),
         Command::Keep(arguments) => keep::run(&arguments),
         Command::Expire(arguments) => expire::run(&arguments),
-        Command::Slot(arguments) => slot::run(&arguments),
+        Command::Drill(arguments) => drill::run(&arguments),
         Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };
     match done {

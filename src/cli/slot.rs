@@ -12,6 +12,7 @@ use super::{Failure, connect};
 use crate::connection::{Conninfo, Purpose, Session, SlotAnswer};
 use crate::protocol::{Condition, Retention, SlotKind, SlotName, SlotState};
 use crate::receive::Upstream;
+use crate::status::{self, SlotStatus};
 
 /// How the server sees this program.
 const NAME: &str = "walhold";
@@ -172,34 +173,30 @@ struct Slot {
 
 /// Asks in an ordinary SQL session; what is in the way, if that is not to be had.
 async fn ask(conninfo: &Conninfo) -> Result<Found, String> {
-    const POSITION: &str = "case when pg_is_in_recovery() then coalesce(pg_last_wal_receive_lsn(), \
-                            pg_last_wal_replay_lsn()) else pg_current_wal_lsn() end";
     let mut session = Session::connect(conninfo, Purpose::Sql, NAME).await.map_err(|e| e.to_string())?;
-    let rows = session.query(&format!("select {POSITION}, current_setting('max_slot_wal_keep_size', true)")).await;
-    let mut head = rows.map_err(|e| e.to_string())?.into_iter().next().unwrap_or_default().into_iter();
-    let (position, limit) = (head.next().flatten().unwrap_or_default(), head.next().flatten());
-    let sql = format!(
-        "select s.slot_name, s.slot_type, s.active, (select application_name from pg_stat_activity where pid = s.active_pid), \
-         s.restart_lsn, greatest(pg_wal_lsn_diff({POSITION}, s.restart_lsn), 0), s.wal_status, s.safe_wal_size \
-         from pg_replication_slots s order by s.slot_name"
-    );
-    let rows = session.query(&sql).await.map_err(|e| e.to_string())?;
-    let slots = rows.into_iter().map(|row| {
-        let mut fields = row.into_iter();
-        let mut next = || fields.next().flatten();
-        Slot {
-            name: next().unwrap_or_default(),
-            kind: next().unwrap_or_default(),
-            active: next().map(|text| text == "t"),
-            used_by: next(),
-            restart_lsn: next(),
-            retained_bytes: next().and_then(|text| text.parse().ok()),
-            wal_status: next(),
-            safe_wal_size: next().and_then(|text| text.parse().ok()),
+    let server = status::ask(&mut session).await.map_err(|e| e.to_string())?;
+    Ok(Found {
+        version: 1,
+        position: server.position.to_string(),
+        max_slot_wal_keep_size: server.max_slot_wal_keep_size,
+        complete: true,
+        slots: server.slots.into_iter().map(Slot::from).collect(),
+    })
+}
+
+impl From<SlotStatus> for Slot {
+    fn from(slot: SlotStatus) -> Self {
+        Self {
+            name: slot.name,
+            kind: slot.kind,
+            active: Some(slot.active),
+            used_by: slot.used_by,
+            restart_lsn: slot.restart_lsn.map(|lsn| lsn.to_string()),
+            retained_bytes: slot.retained_bytes,
+            wal_status: slot.wal_status,
+            safe_wal_size: slot.safe_wal_size,
         }
-    });
-    let limit = limit.and_then(|text| megabytes(&text));
-    Ok(Found { version: 1, position, max_slot_wal_keep_size: limit, complete: true, slots: slots.collect() })
+    }
 }
 
 /// Replication commands tell of a slot whose name is known, from 15 on.
@@ -264,33 +261,5 @@ impl Found {
             );
         }
         table
-    }
-}
-
-/// `max_slot_wal_keep_size` as the server prints it, in bytes; `None` if it sets no limit.
-fn megabytes(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().ok()?;
-    let shift = match text.get(digits.len()..)? {
-        "TB" => 40,
-        "GB" => 30,
-        "MB" | "" => 20,
-        "kB" => 10,
-        _ => return None,
-    };
-    number.checked_mul(1 << shift)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_as_servers_print_them() {
-        for (text, bytes) in
-            [("-1", None), ("64MB", Some(64 << 20)), ("10GB", Some(10 << 30)), ("0", Some(0)), ("x", None)]
-        {
-            assert_eq!(megabytes(text), bytes, "{text}");
-        }
     }
 }

@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 use crate::codec::{Packing, ParsePackingError};
 use crate::protocol::MaxRate;
 use crate::restore::{Mapping, Owner};
+use crate::status::MaxLag;
 use crate::wal::TimelineId;
 
 /// A time such as `100ms`, `10s`, `5min` or `2h`; a bare number is seconds.
@@ -25,6 +26,28 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(wrong()),
     };
     number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+/// A size such as `512kB`, `64MB` or `2GB`, in units of 1024 as PostgreSQL has them.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("\"{text}\" is not a size (examples: 512kB, 64MB, 2GB)");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let unit: u64 = match &text[digits.len()..] {
+        "B" => 1,
+        "kB" => 1 << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        "TB" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
+/// A lag in time or in size, told by its unit.
+pub(super) fn lag(text: &str) -> Result<MaxLag, String> {
+    let lag = size(text).map(MaxLag::Bytes).or_else(|_| duration(text).map(MaxLag::Time));
+    lag.map_err(|_| format!("\"{text}\" is neither a time nor a size (examples: 5min, 64MB)"))
 }
 
 /// [`duration`], and not 0.
@@ -147,6 +170,17 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(some_time("0ms").is_err());
+    }
+
+    #[test]
+    fn lags_are_told_by_their_unit() {
+        assert_eq!(lag("64MB"), Ok(MaxLag::Bytes(64 << 20)));
+        assert_eq!(lag("1kB"), Ok(MaxLag::Bytes(1024)));
+        assert_eq!(lag("5m"), Ok(MaxLag::Time(Duration::from_secs(300))));
+        assert_eq!(lag("5"), Ok(MaxLag::Time(Duration::from_secs(5))));
+        for text in ["", "MB", "5mb", "5M", "-1MB", "18446744073709551615GB"] {
+            assert!(lag(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -102,6 +102,7 @@ impl Repository {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::NotUsable;
     use crate::repository::made::Parts;
 
     fn record(backup: BackupId) -> DrillRecord {
@@ -153,5 +154,19 @@ mod tests {
         let other = crate::repository::write(&record(BackupId::new(jiff::Timestamp::UNIX_EPOCH))).unwrap();
         std::fs::write(&path, other).unwrap();
         assert!(matches!(repository.last_drill(seal.id), Err(RepositoryError::Document { .. })));
+    }
+
+    #[test]
+    fn a_backup_is_held_by_any_number_of_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (repository, seal) = Parts::new().make(dir.path());
+        let one = repository.hold(seal.id).unwrap();
+        let two = repository.hold(seal.id).unwrap();
+        assert!(matches!(repository.reopen_backup(seal.id), Err(RepositoryError::Locked(_))));
+        drop((one, two));
+        let writer = repository.reopen_backup(seal.id).unwrap();
+        assert!(matches!(repository.hold(seal.id), Err(NotUsable::InUse(_))));
+        drop(writer);
+        assert!(repository.hold(seal.id).is_ok());
     }
 }

@@ -19,6 +19,7 @@ mod sealed;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use thiserror::Error;
@@ -49,6 +50,13 @@ const IDENTITY: &str = "repository.json";
 const LOCK: &str = "lock";
 const WAL: &str = "wal";
 const BACKUPS: &str = "backups";
+
+/// Whoever asks who writes holds the lock for an instant; it is waited for so often.
+const LOCK_TRIES: u32 = 5;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// What a lock's holder says of itself is a line.
+const MAX_NOTE: u64 = 4096;
 
 /// A directory that holds one cluster's WAL and backups.
 #[derive(Clone)]
@@ -296,7 +304,32 @@ impl Repository {
     /// # Errors
     /// [`RepositoryError::Locked`] with what the holder said of itself.
     pub fn lock(&self, who: &str) -> Result<Lock, RepositoryError> {
-        self.disk.lock(&self.dir.join(LOCK), who).map_err(locked)
+        let path = self.dir.join(LOCK);
+        let mut tries = 1;
+        loop {
+            match self.disk.lock(&path, who) {
+                Err(e) if e.trouble() == Trouble::Locked && tries < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
+                taken => return taken.map_err(locked),
+            }
+            tries += 1;
+        }
+    }
+
+    /// What the process that writes WAL here says of itself; `None` if there is none. Writes nothing.
+    ///
+    /// # Errors
+    /// When it cannot be found out.
+    pub fn writer(&self) -> Result<Option<String>, RepositoryError> {
+        let path = self.dir.join(LOCK);
+        match self.disk.lock_shared(&path) {
+            Ok(_free) => return Ok(None),
+            Err(e) if e.trouble() == Trouble::Missing => return Ok(None),
+            Err(e) if e.trouble() != Trouble::Locked => return Err(e.into()),
+            Err(_) => {}
+        }
+        let note = read_bounded(&*self.disk, &path, MAX_NOTE)?.and_then(Result::ok).unwrap_or_default();
+        let note = String::from_utf8_lossy(&note).trim().to_owned();
+        Ok(Some(if note.is_empty() { "another process".to_owned() } else { note }))
     }
 
     fn backups_dir(&self) -> PathBuf {
