@@ -62,6 +62,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p2_resumes_after_sigterm", resume::after_sigterm),
     ("p2_resumes_after_kill_9", resume::after_kill),
     ("p2_a_gap_is_refused_with_both_positions", resume::gap),
+    ("p2_a_gap_is_accepted_by_its_position", resume::gap_accepted),
     ("p2_a_standby_behind_the_archive_is_waited_for", resume::standby_behind),
     ("p2_a_new_backup_lets_receiving_go_on_after_a_gap", resume::after_island),
     ("p1_promotions_under_load_lose_no_acknowledged_commit", failover::promotions_under_load),

@@ -61,6 +61,42 @@ pub(crate) fn gap(room: &Room) -> Outcome {
     Ok(())
 }
 
+/// The operator accepts a gap by its position, and by no other: receiving begins anew, nothing before it
+/// claims to reach what is behind it, and the next backup makes all well again.
+pub(crate) fn gap_accepted(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    let repo = room.path("repo");
+    backup(room, &repo, &primary).expect(0);
+    let held = receive_some(room, &primary, &repo);
+    primary.rows("select pg_drop_replication_slot('walhold')");
+    recycle(&primary, held);
+    let refused = run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &primary.conninfo()]));
+    let words = format!("--accept-gap {held}");
+    refused.refused(3, &[&held.to_string()]).says(&words);
+    let wrong = ["-d", &primary.conninfo(), "--accept-gap", "0/1000000"];
+    run(walhold(room, "receive").arg("--repo").arg(&repo).args(wrong)).refused(3, &[&held.to_string()]).says(&words);
+
+    let receiver = receive(room, &repo, &primary.conninfo(), &["--accept-gap", &held.to_string()]);
+    receiver.wait_for("accepted a gap");
+    receiver.wait_until_it_streams(&primary);
+    primary.rows("create table late as select 42 as answer");
+    primary.wait_for_slot("walhold", primary.flushed());
+    receiver.terminate().expect(0);
+    verify(room, &repo).expect(0).says("accepted gap");
+    assert_eq!(restored(room, &repo, "before").sql("select to_regclass('late') is null"), "t");
+
+    // What comes next goes on at the end, with the flag or without it.
+    let receiver = receive(room, &repo, &primary.conninfo(), &["--accept-gap", &held.to_string()]);
+    receiver.wait_until_it_streams(&primary);
+    backup(room, &repo, &primary).expect(0);
+    receiver.terminate().expect(0);
+    assert_eq!(verify(room, &repo).expect(0).out.matches(" USABLE").count(), 2);
+    assert_eq!(restored(room, &repo, "behind").sql("select answer from late"), "42");
+    let status = run(walhold(room, "status").arg("--repo").arg(&repo)).expect(0);
+    status.says(&held.to_string());
+    Ok(())
+}
+
 /// After the WAL behind a backup is gone, a new backup lets receiving go on, as the refusal says.
 pub(crate) fn after_island(room: &Room) -> Outcome {
     let primary = Cluster::new(room, "primary");

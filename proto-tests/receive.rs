@@ -336,6 +336,7 @@ impl Client {
             end: None,
             retry: Some(Retry::default()),
             follow: None,
+            accept_gap: None,
             island: None,
         };
         let folder = tempfile::tempdir().unwrap();

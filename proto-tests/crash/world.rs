@@ -533,7 +533,7 @@ fn final_names_are_whole(files: &Files, server: &Server) -> Result<(), String> {
                 ensure!(partial || bad || sent == Some(bytes), "{name} is not whole");
             }
             Some(WalName::History(..)) => ensure!(*bytes == server.history_content(), "{name} is not whole"),
-            None => {}
+            Some(WalName::Gap(_)) | None => {}
         }
     }
     Ok(())

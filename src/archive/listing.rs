@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::gap::GAP;
 use crate::codec::Codec;
 use crate::wal::{HistoryFile, Segment, SegmentSize, TimelineId};
 
@@ -19,11 +20,16 @@ pub enum WalName {
     },
     /// `NNNNNNNN.history[.zst|.lz4|.gz]`
     History(HistoryFile, Codec),
+    /// `NAME.gap`: from this segment on WAL is missing, which an operator has accepted.
+    Gap(Segment),
 }
 
 impl WalName {
     /// `None` for any other name; those are left alone.
     pub fn parse(name: &str, size: SegmentSize) -> Option<Self> {
+        if let Some(stem) = name.strip_suffix(GAP) {
+            return Segment::parse(stem, size).map(Self::Gap);
+        }
         let (stem, partial) = name.strip_suffix(".partial").map_or((name, false), |stem| (stem, true));
         let (stem, codec) = Codec::split(stem);
         if let Some(segment) = Segment::parse(stem, size) {
@@ -56,6 +62,7 @@ pub struct Run {
 pub struct Listing {
     segments: BTreeMap<(TimelineId, u64), (Segment, Stored)>,
     histories: Vec<TimelineId>,
+    gaps: Vec<Segment>,
     others: Vec<String>,
 }
 
@@ -72,6 +79,7 @@ impl Listing {
                     stored.partial |= partial;
                 }
                 Some(WalName::History(file, _)) => listing.histories.push(file.0),
+                Some(WalName::Gap(segment)) => listing.gaps.push(segment),
                 None => listing.others.push(name.to_owned()),
             }
         }
@@ -106,6 +114,11 @@ impl Listing {
     /// The timelines that a history file is there of, oldest first.
     pub fn histories(&self) -> &[TimelineId] {
         &self.histories
+    }
+
+    /// The segments from which on WAL is missing, as an operator has accepted.
+    pub fn accepted_gaps(&self) -> &[Segment] {
+        &self.gaps
     }
 
     /// The names that are not WAL's, in order.
@@ -160,6 +173,7 @@ mod tests {
             "000000010000000000000002.zst",
             "000000010000000000000005",
             "000000010000000000000006.partial",
+            "000000010000000000000004.gap",
             "000000010000000000000006.tmp",
             "00000001000000000000000x",
             "00000002.history",
@@ -172,6 +186,7 @@ mod tests {
         assert_eq!(runs, [(1, 3), (5, 5)]);
         let holes: Vec<_> = listing.holes(first).iter().map(|(a, b)| (a.no(), b.no())).collect();
         assert_eq!(holes, [(4, 5)]);
+        assert_eq!(listing.accepted_gaps().iter().map(|segment| segment.no()).collect::<Vec<_>>(), [4]);
         let begun =
             ["000000010000000000000003", "000000010000000000000004.partial", "000000010000000000000007.partial"];
         let holes = Listing::of(begun.into_iter(), SegmentSize::DEFAULT).holes(first);

@@ -7,6 +7,7 @@
 mod compress;
 mod durable;
 mod follow;
+mod gap;
 mod listing;
 mod prove;
 mod read;

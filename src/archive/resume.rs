@@ -120,7 +120,7 @@ impl Archive {
             ResumeError::Archive(ArchiveError::Decode { path, .. }) => {
                 match WalName::parse(path.file_name()?.to_str()?, self.size)? {
                     WalName::Segment { segment, .. } => Some(segment),
-                    WalName::History(..) => None,
+                    WalName::History(..) | WalName::Gap(_) => None,
                 }
             }
             _ => None,

@@ -205,6 +205,7 @@ impl Own {
             end: None,
             retry: Some(Retry::default()),
             follow: None,
+            accept_gap: None,
             island: Some(from),
         };
         let stop = CancellationToken::new();

@@ -421,9 +421,9 @@ fn gap_hint(gap: &Gap) -> String {
         }
         _ => String::new(),
     };
+    let held = gap.held.lsn();
     format!(
-        "{kept}recovery from earlier backups ends at {}: take a new backup (walhold backup --repo), which begins a \
-         new stretch that receive goes on with; without a repository, begin in a new, empty folder",
-        gap.held.lsn()
+        "{kept}recovery from earlier backups ends at {held}. Take a new backup (walhold backup --repo), which begins a \
+         stretch that receive goes on with; or begin one now with --accept-gap {held}, and take a new backup then"
     )
 }

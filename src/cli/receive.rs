@@ -65,6 +65,9 @@ pub(super) struct Arguments {
     /// Go on with this timeline of the server, wherever it forked off from what is held
     #[arg(long, value_name = "N", value_parser = timeline)]
     follow_timeline: Option<TimelineId>,
+    /// Accept that WAL is missing from here on, where the archive ends and the server cannot go on: receiving begins anew
+    #[arg(long, value_name = "LSN")]
+    accept_gap: Option<Lsn>,
     /// Do not wait for the storage: a power cut may then lose anything (only with -D)
     #[arg(long, requires = "directory", conflicts_with = "synchronous")]
     no_sync: bool,
@@ -119,6 +122,7 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         end: arguments.endpos,
         retry: (!arguments.no_loop).then(Retry::default),
         follow: arguments.follow_timeline,
+        accept_gap: arguments.accept_gap,
         island: None,
     };
     let healer = target.opened.as_ref().map(|opened| Healer::start(opened.repository.clone()));
@@ -262,6 +266,10 @@ fn log(event: Event) {
         Event::AfterHole(at) => {
             warn!("the archive has a hole before the stretch that ends at {at}; walhold verify shows it");
         }
+        Event::GapAccepted { held, from } => warn!(
+            "accepted a gap of {} from {held} to {from}: no backup before it can be recovered past it, so take a new one",
+            HumanBytes(from.lsn().saturating_sub(held.lsn()))
+        ),
         Event::Filling(at) => {
             info!("the archive has a hole from {at} on, and the slot still keeps its WAL: filling it")
         }

@@ -78,6 +78,7 @@ fn lines(report: &Report) -> Vec<String> {
         lines.extend(wal.problems.iter().map(|problem| {
             let word = match problem.kind {
                 ProblemKind::BetweenBackups => "between backups",
+                ProblemKind::AcceptedGap => "accepted gap",
                 ProblemKind::Torn => "torn end",
                 ProblemKind::Hole => "GAP",
                 ProblemKind::Damage | ProblemKind::History => "DAMAGE",

@@ -65,6 +65,9 @@ pub struct Options {
     /// A timeline that is followed wherever it forked off, because the operator says that it is the
     /// one to go on with. Others must fork off near the end of what is held.
     pub follow: Option<TimelineId>,
+    /// The end of what is held, if the operator accepts that WAL is missing from there on: receiving
+    /// then begins anew where the slot stands, or the server.
+    pub accept_gap: Option<Lsn>,
     /// Where an archive that does not reach up to here begins anew: the start of a backup's island.
     /// Elsewhere a receiver never begins behind the end of what is held.
     pub island: Option<Pos>,
@@ -89,6 +92,14 @@ pub enum Event {
     AfterHole(Pos),
     /// Commits wait until a standby has replayed them, which an archive never does.
     RemoteApply,
+    /// The server does not have the WAL between these any more, and the operator has accepted it:
+    /// receiving begins anew at the second.
+    GapAccepted {
+        /// Exclusive end of what is held.
+        held: Pos,
+        /// The first byte that is held behind the gap.
+        from: Pos,
+    },
     /// What the slot still keeps of a hole is received first.
     Filling(Pos),
     /// The slot kept nothing any more: the server has removed the WAL that it was made to keep. It was

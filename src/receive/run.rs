@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +96,8 @@ struct Doubts {
     removed: bool,
     /// Nor does it have the WAL of a hole, although the slot should have kept it.
     unfillable: bool,
+    /// Where receiving begins anew behind a gap that the operator has accepted.
+    accepted: Option<Pos>,
     /// The slot cannot be used any more.
     slot_lost: bool,
     slot_remade: bool,
@@ -206,7 +209,7 @@ async fn session(
         }
         None => {
             // What the server still has is gone on with; an island is for when it has not.
-            let anew = options.island.filter(|_| doubts.removed);
+            let anew = doubts.accepted.or_else(|| options.island.filter(|_| doubts.removed));
             upstream.open(archive, options, slot.filter(|_| !doubts.unfillable), anew).await?
         }
     };
@@ -241,7 +244,16 @@ async fn session(
                 return Err(e.into());
             }
             Err(ReceiveError::Session(e)) if is_removed(&e) && doubts.removed => {
-                return Err(upstream.gap(options, held).await);
+                if options.accept_gap != Some(held.lsn()) || doubts.accepted.is_some() {
+                    return Err(upstream.gap(options, held).await);
+                }
+                // It stays the same place until it is reached: one that moved on would lose more unseen.
+                let kept = slot.filter(|slot| slot.lsn() > held.lsn()).unwrap_or(upstream.position);
+                let from = Segment::containing(kept, archive.size()).start_pos();
+                archive.note_gap(held, from, Timestamp::now())?;
+                (doubts.accepted, doubts.removed) = (Some(from), false);
+                tell(Event::GapAccepted { held, from });
+                return Err(e.into());
             }
             Err(ReceiveError::Session(e)) if upstream.is_invalidated(&e) => {
                 let ours = matches!(options.slot, Slot::Ensured(_));
@@ -296,7 +308,7 @@ async fn one_stream(
     let mut pipe = Pipe::new(writer)?;
     let streamed = stream(&mut upstream.session, &mut receiver, &mut pipe, stop, tell).await;
     if receiver.received() > start.lsn() {
-        doubts.removed = false;
+        (doubts.removed, doubts.accepted) = (false, None);
     }
     // All is durable and reported, and the server counts the seconds until it has our word; what the
     // writer does at its end may take some.

@@ -241,7 +241,26 @@ impl Repository {
         for (_, name) in &names {
             remove_if_there(&*self.disk, &archive.dir().join(name))?;
         }
+        self.remove_gap_notes()?;
         let _gone = self.disk.sync_dir(archive.dir())?;
+        Ok(())
+    }
+
+    /// A gap that nothing is held before is none any more.
+    fn remove_gap_notes(&self) -> Result<(), ExpireError> {
+        let archive = self.archive();
+        let listing = archive.list()?;
+        let nothing_before = |segment: Segment| {
+            listing.of_timeline(segment.tli()).next().is_none_or(|(first, _)| first.no() > segment.no())
+        };
+        for entry in self.disk.list(archive.dir())? {
+            let name = entry.name.to_str().and_then(|name| WalName::parse(name, self.size));
+            if let Some(WalName::Gap(segment)) = name
+                && nothing_before(segment)
+            {
+                remove_if_there(&*self.disk, &archive.dir().join(&entry.name))?;
+            }
+        }
         Ok(())
     }
 

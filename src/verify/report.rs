@@ -166,6 +166,8 @@ pub enum ProblemKind {
     /// A backup that captured its own WAL begins behind the hole: between such backups nothing was
     /// received, and nothing was promised.
     BetweenBackups,
+    /// An operator has accepted that WAL is missing there (`walhold receive --accept-gap`).
+    AcceptedGap,
     /// A partial in which a power cut has left later WAL without earlier; none of that was reported
     /// as flushed, and a receiver receives it again.
     Torn,
@@ -185,10 +187,12 @@ impl Report {
     }
 
     /// Whether every sealed backup can be restored and the archive has no problem but holes between
-    /// backups that captured their own WAL, and torn ends. Backups that are not complete do not count against it.
+    /// backups that captured their own WAL, gaps that were accepted, and torn ends. Backups that are not complete do not count against it.
     pub fn is_good(&self) -> bool {
         let usable = |backup: &BackupReport| !matches!(backup.verdict, Verdict::NotUsable { .. });
-        let known = |problem: &Problem| matches!(problem.kind, ProblemKind::BetweenBackups | ProblemKind::Torn);
+        let known = |problem: &Problem| {
+            matches!(problem.kind, ProblemKind::BetweenBackups | ProblemKind::AcceptedGap | ProblemKind::Torn)
+        };
         self.backups.iter().all(usable) && self.wal.as_ref().is_none_or(|wal| wal.problems.iter().all(known))
     }
 }

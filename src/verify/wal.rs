@@ -30,6 +30,8 @@ pub(super) struct Plan {
     timelines: Vec<Timeline>,
     histories: Vec<Problem>,
     ignored: Vec<String>,
+    /// Where holes begin that an operator has accepted.
+    accepted: Vec<Segment>,
 }
 
 #[derive(Debug)]
@@ -51,13 +53,13 @@ impl Plan {
         patience: Duration,
     ) -> Result<Self, VerifyError> {
         let listing = archive.list()?;
-        let ignored = listing.others().to_vec();
+        let (ignored, accepted) = (listing.others().to_vec(), listing.accepted_gaps().to_vec());
         let timelines = listing.timelines();
         let per_piece = per_piece(timelines.iter().map(|tli| listing.of_timeline(*tli).count()).sum()).max(1);
         let timelines = timelines.into_iter().filter_map(|tli| timeline(&archive, &listing, tli, per_piece)).collect();
         let alone = listing.histories().iter().filter(|tli| listing.last_of(**tli).is_none());
         let histories = alone.filter_map(|tli| Some(no_history(*tli, &archive.history(*tli).err()?))).collect();
-        Ok(Self { archive, patience, timelines, histories, ignored })
+        Ok(Self { archive, patience, timelines, histories, ignored, accepted })
     }
 
     /// Each piece by its number in its timeline, and that by its own.
@@ -104,7 +106,7 @@ impl Plan {
             joined.found.into_iter().for_each(|found| report.take(found, backups));
         }
         report.problems.extend(self.histories.iter().cloned());
-        report.between_backups(backups, &self.archive);
+        report.known_holes(backups, &self.archive, &self.accepted);
         report.ignored.clone_from(&self.ignored);
         report
     }
@@ -242,11 +244,16 @@ impl WalReport {
         self.problems.push(Problem { timeline, segment, kind, ends_at: Some(to), what, consequence });
     }
 
-    /// What is missing before a backup that brought its own WAL was never promised.
-    fn between_backups(&mut self, backups: &[Needed], archive: &Archive) {
+    /// What is missing before a backup that brought its own WAL was never promised; and what an operator
+    /// has accepted is no news.
+    fn known_holes(&mut self, backups: &[Needed], archive: &Archive, accepted: &[Segment]) {
         for problem in self.problems.iter_mut().filter(|problem| problem.kind == ProblemKind::Hole) {
             let hole = problem.segment.as_deref().and_then(|name| Segment::parse(name, archive.size()));
             let Some(hole) = hole else { continue };
+            if accepted.contains(&hole) {
+                problem.kind = ProblemKind::AcceptedGap;
+                continue;
+            }
             let mut stretches = self.stretches.iter();
             let behind = stretches.find(|s| s.timeline == hole.tli() && s.from > hole.start());
             let begins =

@@ -127,6 +127,7 @@ impl Options {
             end: wanted.end,
             retry: (!wanted.no_loop).then(Retry::default),
             follow: None,
+            accept_gap: None,
             island: None,
         };
         words::warn_of_sizes(&archive, &*disk)?;

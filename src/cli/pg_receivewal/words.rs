@@ -304,6 +304,9 @@ impl<'a> Teller<'a> {
             Event::AfterHole(at) => {
                 warning(&format!("the directory lacks WAL before the stretch that ends at {}", at.lsn()));
             }
+            Event::GapAccepted { held, from } => {
+                warning(&format!("WAL from {} to {} is missing", held.lsn(), from.lsn()));
+            }
             Event::Filling(at) => {
                 line(&format!("the directory lacks WAL from {} on, which the slot still keeps: receiving it", at.lsn()))
             }
