@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::backup::{backup, restored, verify};
 use crate::cluster::Cluster;
 use crate::load::{Load, compare};
-use crate::program::{receive, run, start, walhold};
+use crate::program::{Ended, receive, run, start, walhold};
 use crate::room::{Outcome, Room, SOON, wait_until};
 use crate::stock::{amcheck, assert_contiguous, names};
 
@@ -134,24 +134,32 @@ fn slots_become(primary: &Cluster<'_>, count: &str) {
     });
 }
 
-/// What `list --json` calls complete must be what has a seal, and all of it must be usable.
+/// What `list --json` calls complete must be what has a seal, and all of it must be usable. A receiver may
+/// seal one that waits at any moment, so each answer lies between two looks.
 #[track_caller]
 fn only_sealed_are_offered(room: &Room, repo: &Path) {
     let backups = repo.join("backups");
+    let sealed = |id: &str| backups.join(id).join("backup.json").exists();
+    let between = |before: bool, answer: bool, id: &str, said: &Ended| {
+        assert!(answer || !before, "{id} is sealed and was not offered\n{said}");
+        assert!(!answer || sealed(id), "{id} is not sealed and was offered\n{said}");
+    };
+    let before: Vec<_> = names(&backups).into_iter().map(|id| (sealed(&id), id)).collect();
     let listed = run(walhold(room, "list").arg("--repo").arg(repo).arg("--json")).expect(0);
     let document: serde_json::Value = serde_json::from_str(&listed.out).unwrap_or_else(|e| panic!("{e}\n{listed}"));
     let entries = document["backups"].as_array().unwrap_or_else(|| panic!("no backups\n{listed}"));
-    for id in names(&backups) {
-        let sealed = backups.join(&id).join("backup.json").exists();
-        let entry = entries.iter().find(|e| e["id"] == *id);
-        let offered = entry.is_some_and(|e| e["state"] == "complete");
-        assert_eq!(offered, sealed, "{id}\n{listed}");
+    for (before, id) in before {
+        let offered = entries.iter().any(|entry| entry["id"] == *id && entry["state"] == "complete");
+        between(before, offered, &id, &listed);
+        let before = sealed(&id);
         let verdict = run(walhold(room, "verify").arg("--repo").arg(repo).arg(&id));
-        assert_eq!(verdict.status.code() == Some(0), sealed, "{verdict}");
-        if !sealed {
+        between(before, verdict.status.code() == Some(0), &id, &verdict);
+        if !sealed(&id) {
             let data = room.path("never");
-            let refused = run(walhold(room, "restore").arg("--repo").arg(repo).arg("-D").arg(&data).arg(&id));
-            assert!(refused.status.code() != Some(0) && !data.exists(), "{refused}");
+            let restored = run(walhold(room, "restore").arg("--repo").arg(repo).arg("-D").arg(&data).arg(&id));
+            between(false, restored.status.code() == Some(0), &id, &restored);
+            assert!(!data.exists() || sealed(&id), "{restored}");
+            let _ = std::fs::remove_dir_all(data);
         }
     }
 }

@@ -232,6 +232,9 @@ pub(crate) fn slot_lost(room: &Room) -> Outcome {
     own().wait(SOON).refused(3, &[&held]);
     let cause = if room.server.major >= 16 { "slot \"named\" has lost its WAL" } else { "no longer has the WAL" };
     named().wait(SOON).refused(3, &[cause]);
+    // Or it would take the backup's own slot, too.
+    primary.rows("alter system set max_slot_wal_keep_size = -1");
+    primary.rows("select pg_reload_conf()");
     backup(room, &repo, &primary).expect(0);
     let receiver = own();
     receiver.wait_until_it_streams(&primary);
