@@ -206,6 +206,7 @@ impl Own {
             retry: Some(Retry::default()),
             follow: None,
             island: Some(from),
+            may_pass_over: false,
         };
         let stop = CancellationToken::new();
         let (tell, durable) = watch::channel(None);

@@ -120,6 +120,7 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         retry: (!arguments.no_loop).then(Retry::default),
         follow: arguments.follow_timeline,
         island: None,
+        may_pass_over: target.opened.is_none(),
     };
     let healer = target.opened.as_ref().map(|opened| Healer::start(opened.repository.clone()));
     let healer = healer.transpose().map_err(|e| Failure::error(format!("cannot start a thread: {e}")))?;
@@ -265,6 +266,10 @@ fn log(event: Event) {
         Event::Filling(at) => {
             info!("the archive has a hole from {at} on, and the slot still keeps its WAL: filling it")
         }
+        Event::PassedOver { slot, before, reason } => warn!(
+            "cannot find out where replication slot \"{slot}\" stands ({reason}): receiving begins with the server's \
+             segment at {before}, and WAL that the slot keeps from before it is not received"
+        ),
         Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
         Event::SlotLost(name) => {
             warn!("replication slot \"{name}\" has lost its WAL and keeps nothing any more: dropped it")

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::pipe::Pipe;
 use super::retry::{Outage, Setback, random};
-use super::setup::{Upstream, begin};
+use super::setup::{Standing, Upstream, begin};
 use super::stream::{Ended, stream};
 use super::{Ending, Event, Finished, Options, ReceiveError, Receiver, Settings, Slot, Violation};
 use crate::archive::{Archive, OldEnd, Resumption};
@@ -198,7 +198,7 @@ async fn session(
         tell(Event::RemoteApply);
     }
     let slot = upstream.prepare_slot(options, std::mem::take(&mut doubts.slot_lost), tell).await?;
-    let mut kept_from = slot.map_or(Lsn::ZERO, |slot| slot.lsn().min(upstream.position.lsn()));
+    let mut kept_from = slot.position().map_or(Lsn::ZERO, |slot| slot.lsn().min(upstream.position.lsn()));
     let mut resumption = match doubts.from {
         Some(from) => {
             let route = upstream.fetch_histories(archive, from.tli()).await?;
@@ -207,7 +207,8 @@ async fn session(
         None => {
             // What the server still has is gone on with; an island is for when it has not.
             let anew = options.island.filter(|_| doubts.removed);
-            upstream.open(archive, options, slot.filter(|_| !doubts.unfillable), anew).await?
+            let slot = if doubts.unfillable { &Standing::Nowhere } else { &slot };
+            upstream.open(archive, options, slot, anew, tell).await?
         }
     };
     tell(Event::Begins(resumption.start));
@@ -222,7 +223,7 @@ async fn session(
         let held = resumption.old.map_or(start, |old| start.at(old.valid));
         let server = upstream.position;
         let lost = |slot: &SlotName| ReceiveError::SlotLost { slot: slot.clone(), held, server };
-        if let (Slot::Existing(name), None) = (&options.slot, slot)
+        if let (Slot::Existing(name), None) = (&options.slot, slot.position())
             && upstream.is_slot_lost(options).await
         {
             return Err(lost(name));
@@ -286,9 +287,14 @@ async fn one_stream(
 ) -> Result<OneStream, ReceiveError> {
     let Resumption { start, old, mut writer, .. } = resumption;
     writer.bound(upstream.position.lsn());
-    match upstream.session.start_replication(options.slot.name(), start).await? {
-        Started::Streaming => {}
-        Started::TimelineEnded(next) => return Ok(OneStream::Next(next, old)),
+    match upstream.session.start_replication(options.slot.name(), start).await {
+        Ok(Started::Streaming) => {}
+        Ok(Started::TimelineEnded(next)) => return Ok(OneStream::Next(next, old)),
+        // Of a slot that could not be asked for.
+        Err(e) if e.condition() == Some(Condition::Missing) => {
+            return Err(options.slot.name().map_or(e.into(), |name| ReceiveError::NoSlot(name.clone())));
+        }
+        Err(e) => return Err(e.into()),
     }
     doubts.streams(upstream, tell);
     tell(Event::Streaming(start));

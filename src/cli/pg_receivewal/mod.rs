@@ -128,6 +128,7 @@ impl Options {
             retry: (!wanted.no_loop).then(Retry::default),
             follow: None,
             island: None,
+            may_pass_over: true,
         };
         words::warn_of_sizes(&archive, &*disk)?;
         let mut teller =
