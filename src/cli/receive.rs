@@ -19,7 +19,7 @@ use crate::codec::Packing;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
 use crate::receive::{Event, Finished, Options, Retry, Slot, Upstream, receive};
-use crate::repository::RepositoryError;
+use crate::repository::Task;
 use crate::wal::{Lsn, TimelineId};
 
 /// The slot that `--repo` uses, and the name under which the server sees the receiver.
@@ -224,8 +224,8 @@ impl Arguments {
         match (&self.repo, &self.directory) {
             (Some(repo), _) => {
                 let opened = connect::repository(upstream, repo)?;
-                let lock = match opened.repository.lock(&who("receive")) {
-                    Err(RepositoryError::Locked(e)) if !self.no_loop && e.to_string().contains("walhold backup,") => {
+                let lock = match opened.repository.lock(&who(Task::Receive)) {
+                    Err(e) if !self.no_loop && e.holder().is_some_and(|holder| holder.task == Task::Backup) => {
                         return Ok(None);
                     }
                     lock => lock?,

@@ -161,8 +161,7 @@ fn lock_file(path: &Path, options: &OpenOptions, shared: bool) -> Result<fs::Fil
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
             let mut note = String::new();
             let _ = Read::take(&file, 200).read_to_string(&mut note);
-            let holder = if note.trim().is_empty() { "another process".to_owned() } else { note.trim().to_owned() };
-            Err(DiskError::of(Trouble::Locked, "lock", path, io::Error::other(format!("it is in use by {holder}"))))
+            Err(DiskError::locked(path, &note))
         }
         Err(e) => Err(DiskError::new("lock", path, e)),
     }

@@ -15,7 +15,6 @@ mod state;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -206,9 +205,7 @@ impl Simulated {
             (Some(Held::Shared(n)), true) => Held::Shared(n + 1),
             _ => {
                 let note = world.state.file(id).map(|file| file.cache.text()).unwrap_or_default();
-                let holder = if note.trim().is_empty() { "another process" } else { note.trim() };
-                let source = io::Error::other(format!("it is in use by {holder}"));
-                return Err(DiskError::of(Trouble::Locked, "lock", path, source));
+                return Err(DiskError::locked(path, &note));
             }
         };
         world.locks.insert(id, held);

@@ -13,6 +13,7 @@ mod drills;
 mod expire;
 mod folder;
 mod heal;
+mod holder;
 mod retention;
 mod sealed;
 
@@ -34,6 +35,7 @@ pub use drills::{DrillDurations, DrillRecord};
 pub use expire::{ExpireError, MarkError};
 pub use folder::{BackupFolder, SealError, Sealed};
 pub use heal::{HealError, Healing};
+pub use holder::{Holder, Task};
 pub use retention::{
     Decision, Keep, Note, PENDING_LIMIT, Plan as RetentionPlan, Policy, Remove, RemovedWal, Undecided, Verdict,
     plan as plan_retention,
@@ -291,12 +293,12 @@ impl Repository {
     }
 
     /// Keeps every other writer of WAL out for as long as the lock lives (promise P5). `who` is
-    /// shown to those: command, process and host.
+    /// shown to those.
     ///
     /// # Errors
     /// [`RepositoryError::Locked`] with what the holder said of itself.
-    pub fn lock(&self, who: &str) -> Result<Lock, RepositoryError> {
-        self.disk.lock(&self.dir.join(LOCK), who).map_err(locked)
+    pub fn lock(&self, who: &Holder) -> Result<Lock, RepositoryError> {
+        self.disk.lock(&self.dir.join(LOCK), &who.to_string()).map_err(locked)
     }
 
     fn backups_dir(&self) -> PathBuf {
