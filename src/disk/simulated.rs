@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use super::{Access, BLOCK, Disk, DiskError, Entry, EntryKind, File, Fill, Lock, Meta, Synced, Trouble};
+use super::{Access, BLOCK, Disk, DiskError, Entry, EntryKind, File, Lock, Meta, Synced, Trouble};
 use cut::Fate;
 use state::{Id, Made, Operation, State};
 
@@ -405,7 +405,7 @@ impl Disk for Simulated {
         Ok(self.file(id, path, false))
     }
 
-    fn create_zeroed(&self, path: &Path, len: u64, _fill: Fill, _mode: u32) -> Result<Box<dyn File>, DiskError> {
+    fn create_zeroed(&self, path: &Path, len: u64, _mode: u32) -> Result<Box<dyn File>, DiskError> {
         let mut world = self.world();
         let id = world.make("create", path, Made::File)?;
         if let Err(e) = world.set_size("reserve room for", path, id, len) {
