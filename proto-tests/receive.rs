@@ -1186,6 +1186,39 @@ async fn a_broken_record_that_is_repeated_is_final_and_never_acknowledged() {
     }
 }
 
+/// What verified is held, and must come again as it was: places cannot take turns.
+#[tokio::test]
+async fn records_that_break_in_turns_end_it() {
+    let log = log_to(START + SIZE + 300_000);
+    let record = |below: u64| *log.starts.iter().rfind(|start| **start < START + below).unwrap();
+    let (a, b) = (record(200_000), record(600_000));
+    let mut client = Client::with_slot();
+    let logs = [a, b, a].map(|record| flipped(&log, record, 30));
+    let node = Node::with(&log);
+    let ran = client
+        .against(async move |mut door, _| {
+            for bad in &logs {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                peer.send_log(bad, START, bad.at()).await;
+                peer.flushes_until_close(b).await;
+            }
+        })
+        .await;
+    let places: Vec<_> = ran
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Again { broken, .. } => Some(broken.whole.get()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(places, [a, b]);
+    assert!(matches!(ran.error(), ReceiveError::Diverged(at) if (a..b).contains(&at.lsn().get())));
+}
+
 /// Of a version that is not known, all is checked that all versions share.
 #[tokio::test]
 async fn a_newer_server_is_streamed_from_and_verified() {

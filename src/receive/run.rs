@@ -15,7 +15,7 @@ use crate::archive::{Archive, OldEnd, Resumption};
 use crate::connection::{Error as SessionError, Started, StreamEnd};
 use crate::disk::Trouble;
 use crate::protocol::{Condition, NextTimeline, SlotName};
-use crate::wal::{Broken, Lsn, Pos, Segment};
+use crate::wal::{Lsn, Pos, Segment};
 
 /// How often a full disk is looked at.
 const ROOM_AGAIN: Duration = Duration::from_secs(5);
@@ -23,6 +23,8 @@ const ROOM_AGAIN: Duration = Duration::from_secs(5);
 /// server that has none keeps it until its network gives up, and is waited for so long.
 const RELEASE: Duration = Duration::from_secs(2);
 const NO_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many places that did not verify are asked for again without any progress.
+const MOST_BROKEN: usize = 5;
 /// How long the server may take to answer our end of the stream.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -98,8 +100,8 @@ struct Doubts {
     /// The slot cannot be used any more.
     slot_lost: bool,
     slot_remade: bool,
-    /// A record did not verify.
-    broken: Option<Broken>,
+    /// Records that did not verify.
+    broken: AskedFor,
     /// Where to begin again because of it.
     from: Option<Segment>,
     outage: Outage,
@@ -125,8 +127,7 @@ impl Doubts {
             }
             // It is made anew.
             ReceiveError::Session(_) if self.slot_lost => true,
-            ReceiveError::NotValid { broken } if self.broken.is_none_or(|before| before.whole != broken.whole) => {
-                self.broken = Some(*broken);
+            ReceiveError::NotValid { broken } if self.broken.once_more(broken.whole) => {
                 if let Some(tli) = archive.list().ok().and_then(|listing| listing.newest_timeline()) {
                     let from = Segment::containing(Pos::new(tli, broken.whole), archive.size());
                     self.from = Some(from);
@@ -180,6 +181,25 @@ impl Doubts {
         if self.from.is_some_and(|from| received >= from.end()) {
             self.from = None;
         }
+    }
+}
+
+/// Places that were asked for again, since one further on than all before was found broken.
+#[derive(Debug, Default)]
+struct AskedFor(Vec<Lsn>);
+
+impl AskedFor {
+    /// Whether to ask for the record at `at` again: not for one that has come twice since there was
+    /// progress, and not for one after the other for ever.
+    fn once_more(&mut self, at: Lsn) -> bool {
+        if self.0.iter().all(|before| *before < at) {
+            self.0.clear();
+        }
+        let again = !self.0.contains(&at) && self.0.len() < MOST_BROKEN;
+        if again {
+            self.0.push(at);
+        }
+        again
     }
 }
 
@@ -367,4 +387,24 @@ async fn room(archive: &Archive, stop: &CancellationToken) -> bool {
 
 fn is_full(error: &ReceiveError) -> bool {
     error.disk().is_some_and(|e| e.trouble() == Trouble::Full)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which of these places are asked for again, in this order.
+    fn asked(places: &[u64]) -> Vec<bool> {
+        let mut asked_for = AskedFor::default();
+        places.iter().map(|at| asked_for.once_more(Lsn::new(*at))).collect()
+    }
+
+    #[test]
+    fn a_broken_record_is_asked_for_once_and_progress_counts_anew() {
+        assert_eq!(asked(&[10, 10]), [true, false]);
+        assert_eq!(asked(&[10, 20, 30, 40, 50, 60, 70, 80]), [true; 8]);
+        assert_eq!(asked(&[10, 20, 10, 20]), [true, true, true, false]);
+        assert_eq!(asked(&[90, 80, 70, 60, 50, 40, 30]), [true, true, true, true, true, false, false]);
+        assert_eq!(asked(&[90, 80, 70, 60, 50, 95, 90]), [true; 7]);
+    }
 }
