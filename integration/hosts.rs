@@ -1,8 +1,11 @@
 //! Several hosts, and where they are named.
 
+use crate::backup::{backup, restored, verify};
 use crate::cluster::{Cluster, Stop};
+use crate::load::{Load, compare};
 use crate::program::{receive, run, walhold};
 use crate::room::{Outcome, Room, SOON, wait_until};
+use crate::stock::assert_contiguous;
 
 /// These servers, in this order.
 fn of(servers: &[&Cluster<'_>], more: &str) -> String {
@@ -64,6 +67,40 @@ pub(crate) fn failover(room: &Room) -> Outcome {
     standby.promote();
     receiver.wait_until_it_streams(&standby);
     receiver.terminate().expect(0);
+    Ok(())
+}
+
+/// The same under load, with a slot and with commits that wait for both: the slot is made on the new
+/// primary, and a restore has every commit that either server acknowledged.
+pub(crate) fn failover_under_load(room: &Room) -> Outcome {
+    let mut primary = Cluster::new(room, "primary");
+    Load::prepare(&primary);
+    let standby = primary.standby("standby");
+    let repo = room.path("repo");
+    let conninfo = of(&[&primary, &standby], "target_session_attrs=primary");
+    let receiver = receive(room, &repo, &conninfo, &["--synchronous"]);
+    receiver.wait_until_it_streams(&primary);
+    backup(room, &repo, &primary).expect(0);
+    primary.require_standby("FIRST 2 (walhold, standby)");
+    let load = Load::start(&primary, 3);
+    load.wait_for_more(200);
+    primary.destroy();
+    let mut acknowledged = load.finish();
+    receiver.wait_for("disconnected: ");
+    standby.promote();
+    standby.require_standby("walhold");
+    receiver.wait_until_it_streams(&standby);
+    let load = Load::start_at(&standby, 3, 5);
+    load.wait_for_more(100);
+    let mut standby = standby;
+    standby.destroy();
+    acknowledged.extend(load.finish());
+    let ended = receiver.terminate().expect(0);
+    let ended = ended.says("made replication slot \"walhold\"").says("goes on with timeline 2");
+    assert_eq!(ended.err.matches("connected again after").count(), 1, "{ended}");
+    assert_contiguous(&repo.join("wal"));
+    verify(room, &repo).expect(0);
+    compare(&acknowledged, &restored(room, &repo, "restored"));
     Ok(())
 }
 

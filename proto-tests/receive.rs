@@ -338,6 +338,7 @@ impl Client {
             follow: None,
             accept_gap: None,
             island: None,
+            may_pass_over: false,
         };
         let folder = tempfile::tempdir().unwrap();
         Self { folder, system: Some(SYSTEM), options, stop: CancellationToken::new(), disk: Arc::new(Real::new()) }
@@ -526,22 +527,117 @@ async fn a_slot_that_must_exist_and_does_not_is_an_error() {
     }
 }
 
+/// A server before 15 whose role may replicate and nothing else.
+async fn untold(door: &mut Door, at: u64) -> Peer {
+    let mut peer = door.next().await;
+    peer.introduce(&Node { version: "13.16", at, ..NODE }).await;
+    let mut sql = door.next().await;
+    sql.expect_startup().await;
+    sql.send(error("FATAL", "28000", "no pg_hba.conf entry")).await;
+    peer
+}
+
+const CREATE_SLOT: &str = "CREATE_REPLICATION_SLOT \"walhold\" PHYSICAL RESERVE_WAL";
+
 #[tokio::test]
-async fn where_an_old_servers_slot_stands_must_be_known() {
-    let mut client = Client::with_slot();
+async fn an_empty_repository_does_not_begin_behind_what_a_slot_may_keep() {
+    for slot in [Slot::Existing(slot()), Slot::Ensured(slot())] {
+        let mut client = Client::new();
+        client.options.synchronous = false;
+        client.options.slot = slot.clone();
+        let ran = client
+            .against(async move |mut door, _| {
+                let mut peer = untold(&mut door, START).await;
+                if let Slot::Ensured(_) = slot {
+                    peer.answer(CREATE_SLOT, refused("42710", "it exists")).await;
+                }
+                peer.expect_end().await;
+            })
+            .await;
+        assert!(!ran.events.iter().any(|event| matches!(event, Event::SlotMade(_))));
+        assert!(matches!(ran.error(), ReceiveError::SlotPosition { .. }));
+    }
+}
+
+#[tokio::test]
+async fn without_sql_an_empty_folder_begins_at_the_server_and_a_slot_made_now_keeps_nothing_else() {
+    for (made, may_pass_over) in [(true, false), (true, true), (false, true)] {
+        let mut client = Client::new();
+        client.options.synchronous = false;
+        client.options.slot = Slot::Ensured(slot());
+        client.options.may_pass_over = may_pass_over;
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = untold(&mut door, START + SIZE + 5).await;
+                let created = single_row(&[Some("walhold"), Some("0/0"), None, None]);
+                let answer = if made { created } else { refused("42710", "it exists") };
+                peer.answer(CREATE_SLOT, answer).await;
+                peer.stream(true, START + SIZE, 1).await;
+                stop.cancel();
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+        let told = |found: fn(&Event) -> bool| ran.events.iter().any(found);
+        assert_eq!(told(|event| matches!(event, Event::SlotMade(_))), made);
+        assert_eq!(told(|event| matches!(event, Event::PassedOver { .. })), !made);
+    }
+}
+
+#[tokio::test]
+async fn without_sql_what_is_held_is_gone_on_with_and_the_stream_tells_of_a_missing_slot() {
+    let log = log_to(START + 2 * SIZE + 300_000);
+    for missing in [false, true] {
+        let mut client = Client::with_slot().holding(&log, START + SIZE + 300_000);
+        client.options.synchronous = false;
+        let sent = log.clone();
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = untold(&mut door, sent.at()).await;
+                if missing {
+                    let none = refused("42704", "replication slot \"walhold\" does not exist");
+                    peer.answer(&start_command(true, START + SIZE, 1), none).await;
+                    return peer.expect_end().await;
+                }
+                peer.stream(true, START + SIZE, 1).await;
+                peer.send_log(&sent, START + SIZE, sent.at()).await;
+                peer.flushed(sent.at()).await;
+                stop.cancel();
+                peer.end_by_client().await;
+            })
+            .await;
+        if missing {
+            assert!(matches!(ran.error(), ReceiveError::NoSlot(name) if name == slot()));
+        } else {
+            ran.stopped();
+            client.assert_holds(1, &log, START, log.at());
+        }
+    }
+}
+
+/// The slot may keep the WAL of a hole, so that is asked for first.
+#[tokio::test]
+async fn without_sql_a_hole_is_asked_for_before_what_comes_after_it() {
+    let log = log_to(START + 3 * SIZE + 300_000);
+    let mut client = Client::with_slot().holding(&log, log.at());
     client.options.synchronous = false;
+    fs::remove_file(client.path("000000010000000000000004")).unwrap();
+    let sent = log.clone();
     let ran = client
-        .against(async move |mut door, _| {
-            let mut peer = door.next().await;
-            peer.introduce(&Node { version: "13.16", ..NODE }).await;
-            let mut sql = door.next().await;
-            sql.expect_startup().await;
-            sql.send(error("FATAL", "28000", "no pg_hba.conf entry")).await;
-            drop(sql);
-            peer.expect_end().await;
+        .against(async move |mut door, stop| {
+            for _ in 0..2 {
+                let mut peer = untold(&mut door, sent.at()).await;
+                peer.answer(&start_command(true, START + SIZE, 1), removed()).await;
+                peer.expect_end().await;
+            }
+            let mut peer = untold(&mut door, sent.at()).await;
+            peer.stream(true, START + 3 * SIZE, 1).await;
+            stop.cancel();
+            peer.end_by_client().await;
         })
         .await;
-    assert!(matches!(ran.error(), ReceiveError::SlotPosition { .. }));
+    ran.stopped();
+    assert!(matches!(ran.events[..2], [Event::Begins(_), Event::Filling(_)]), "{:?}", ran.events);
 }
 
 #[tokio::test]
@@ -1089,6 +1185,39 @@ async fn a_broken_record_that_is_repeated_is_final_and_never_acknowledged() {
         let ReceiveError::NotValid { broken } = ran.error() else { panic!("valid") };
         assert_eq!(broken.whole.get(), record);
     }
+}
+
+/// What verified is held, and must come again as it was: places cannot take turns.
+#[tokio::test]
+async fn records_that_break_in_turns_end_it() {
+    let log = log_to(START + SIZE + 300_000);
+    let record = |below: u64| *log.starts.iter().rfind(|start| **start < START + below).unwrap();
+    let (a, b) = (record(200_000), record(600_000));
+    let mut client = Client::with_slot();
+    let logs = [a, b, a].map(|record| flipped(&log, record, 30));
+    let node = Node::with(&log);
+    let ran = client
+        .against(async move |mut door, _| {
+            for bad in &logs {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                peer.send_log(bad, START, bad.at()).await;
+                peer.flushes_until_close(b).await;
+            }
+        })
+        .await;
+    let places: Vec<_> = ran
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Again { broken, .. } => Some(broken.whole.get()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(places, [a, b]);
+    assert!(matches!(ran.error(), ReceiveError::Diverged(at) if (a..b).contains(&at.lsn().get())));
 }
 
 /// Of a version that is not known, all is checked that all versions share.

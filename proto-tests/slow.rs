@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use walhold::disk::{Access, Disk, DiskError, Entry, File, Fill, Lock, Meta, Real, Synced};
+use walhold::disk::{Access, Disk, DiskError, Entry, File, Lock, Meta, Real, Synced};
 
 /// The real disk, after a delay.
 #[derive(Debug)]
@@ -61,11 +61,8 @@ impl Disk for Slow {
         self.file(self.wait().create(path, mode))
     }
 
-    fn create_zeroed(&self, path: &Path, len: u64, fill: Fill, mode: u32) -> Result<Box<dyn File>, DiskError> {
-        if fill == Fill::Zeros {
-            self.wait();
-        }
-        self.file(self.wait().create_zeroed(path, len, fill, mode))
+    fn create_zeroed(&self, path: &Path, len: u64, mode: u32) -> Result<Box<dyn File>, DiskError> {
+        self.file(self.wait().create_zeroed(path, len, mode))
     }
 
     fn open(&self, path: &Path, access: Access) -> Result<Box<dyn File>, DiskError> {

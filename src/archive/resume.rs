@@ -6,7 +6,7 @@ use super::read::walk_segment;
 use super::write::{Held, Place};
 use super::{Archive, ArchiveError, Form, SegmentReader, Stopped, Stored, WalName, Writer};
 use crate::codec::Codec;
-use crate::disk::{Access, DiskError, Fill, Trouble};
+use crate::disk::{Access, DiskError, Trouble};
 use crate::wal::{Broken, Chain, Fault, History, Lsn, Pos, Seed, Segment, TimelineId};
 
 /// What the archive held when it was opened to be written.
@@ -314,7 +314,7 @@ impl Archive {
     fn rewrite(&self, segment: Segment, mut reader: SegmentReader) -> Result<SegmentReader, ArchiveError> {
         let temporary = self.beside(segment);
         self.remove_if_there(&temporary)?;
-        let mut file = self.disk.create_zeroed(&temporary, self.size.bytes(), Fill::Reserve, self.file_mode)?;
+        let mut file = self.disk.create_zeroed(&temporary, self.size.bytes(), self.file_mode)?;
         loop {
             let offset = reader.offset();
             let bytes = reader.fill()?;

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::{Archive, ArchiveError, Durable, Form, SegmentReader, Written};
 use crate::codec::Codec;
-use crate::disk::{Access, DiskError, File, Fill, Synced, Trouble};
+use crate::disk::{Access, DiskError, File, Synced, Trouble};
 use crate::wal::{Broken, Chain, Lsn, Pos, Segment, TimelineId};
 use packed::Packed;
 use spare::Spare;
@@ -400,9 +400,7 @@ impl Writer {
         let file = match (&self.body, self.spare.take(archive, &path)?) {
             (Body::Packed(_), _) => archive.disk.create(&path, archive.file_mode)?,
             (Body::Plain(_), Some(file)) => file,
-            (Body::Plain(_), None) => {
-                archive.disk.create_zeroed(&path, archive.size.bytes(), Fill::Reserve, archive.file_mode)?
-            }
+            (Body::Plain(_), None) => archive.disk.create_zeroed(&path, archive.size.bytes(), archive.file_mode)?,
         };
         Ok(Open { segment, file: Some(file), path, entry: None, resumed: false, named, since: Instant::now() })
     }

@@ -15,7 +15,7 @@ use crate::codec::Compression;
 use crate::connection::Conninfo;
 use crate::image::ManifestAlgorithm;
 use crate::protocol::{Checkpoint, MaxRate};
-use crate::repository::BackupId;
+use crate::repository::{BackupId, Holder};
 use crate::wal::Pos;
 
 pub use error::BackupError;
@@ -40,7 +40,7 @@ pub struct Options {
     /// How the archives are stored.
     pub compression: Compression,
     /// Shown to whoever finds the repository locked while WAL is streamed for this backup.
-    pub who: String,
+    pub who: Holder,
 }
 
 /// What a backup tells while it works.

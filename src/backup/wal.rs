@@ -207,6 +207,7 @@ impl Own {
             follow: None,
             accept_gap: None,
             island: Some(from),
+            may_pass_over: false,
         };
         let stop = CancellationToken::new();
         let (tell, durable) = watch::channel(None);

@@ -15,7 +15,7 @@ use crate::backup::{Event, Options, backup};
 use crate::codec::Compression;
 use crate::image::ManifestAlgorithm;
 use crate::protocol::{Checkpoint, MaxRate};
-use crate::repository::Seal;
+use crate::repository::{Seal, Task};
 
 /// The name under which the server sees the connections of a backup. It is not the receiver's: a
 /// synchronous standby of that name must not come and go with backups.
@@ -77,7 +77,7 @@ async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
         max_rate: arguments.max_rate,
         manifest_checksums: arguments.manifest_checksums,
         compression: arguments.compress,
-        who: who("backup"),
+        who: who(Task::Backup),
     };
     heal_all(&opened.repository)?;
     let mut teller = Teller::new();

@@ -211,9 +211,11 @@ impl From<ReceiveError> for Failure {
             ReceiveError::NoSlot(name) => failure.hint(format!(
                 "make it (walhold slot create {name}, or --ensure-slot), or check the name"
             )),
-            ReceiveError::SlotPosition { .. } => {
-                failure.hint("this server tells it by SQL only: let the role connect to a database, or use --no-slot")
-            }
+            ReceiveError::SlotPosition { slot, .. } => failure.hint(format!(
+                "an empty repository begins where its slot stands, and this server tells that by SQL only: let the role \
+                 connect to a database (pg_hba.conf) for once, or, if what the slot keeps is not wanted, drop it \
+                 (walhold slot drop {slot})"
+            )),
             ReceiveError::SlotLost { slot, .. } => failure.exit(Exit::Gap).hint(format!(
                 "the server was allowed to remove it (max_slot_wal_keep_size, idle_replication_slot_timeout). Make the slot \
                  anew (walhold slot drop {slot}; walhold slot create {slot}); if the server has no more what comes \

@@ -19,7 +19,7 @@ use crate::codec::Packing;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
 use crate::receive::{Event, Finished, Options, Retry, Slot, Upstream, receive};
-use crate::repository::RepositoryError;
+use crate::repository::Task;
 use crate::wal::{Lsn, TimelineId};
 
 /// The slot that `--repo` uses, and the name under which the server sees the receiver.
@@ -124,6 +124,7 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         follow: arguments.follow_timeline,
         accept_gap: arguments.accept_gap,
         island: None,
+        may_pass_over: target.opened.is_none(),
     };
     let healer = target.opened.as_ref().map(|opened| Healer::start(opened.repository.clone()));
     let healer = healer.transpose().map_err(|e| Failure::error(format!("cannot start a thread: {e}")))?;
@@ -227,8 +228,8 @@ impl Arguments {
         match (&self.repo, &self.directory) {
             (Some(repo), _) => {
                 let opened = connect::repository(upstream, repo)?;
-                let lock = match opened.repository.lock(&who("receive")) {
-                    Err(RepositoryError::Locked(e)) if !self.no_loop && e.to_string().contains("walhold backup,") => {
+                let lock = match opened.repository.lock(&who(Task::Receive)) {
+                    Err(e) if !self.no_loop && e.holder().is_some_and(|holder| holder.task == Task::Backup) => {
                         return Ok(None);
                     }
                     lock => lock?,
@@ -273,6 +274,10 @@ fn log(event: Event) {
         Event::Filling(at) => {
             info!("the archive has a hole from {at} on, and the slot still keeps its WAL: filling it")
         }
+        Event::PassedOver { slot, before, reason } => warn!(
+            "cannot find out where replication slot \"{slot}\" stands ({reason}): receiving begins with the server's \
+             segment at {before}, and WAL that the slot keeps from before it is not received"
+        ),
         Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
         Event::SlotLost(name) => {
             warn!("replication slot \"{name}\" has lost its WAL and keeps nothing any more: dropped it")

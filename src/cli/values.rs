@@ -8,6 +8,7 @@ use jiff::tz::TimeZone;
 
 use crate::codec::{Packing, ParsePackingError};
 use crate::protocol::MaxRate;
+use crate::repository::{Holder, Task};
 use crate::restore::{Mapping, Owner};
 use crate::status::MaxLag;
 use crate::wal::TimelineId;
@@ -150,9 +151,9 @@ pub(super) fn owner(text: &str) -> Result<Owner, String> {
 }
 
 /// What a lock says of its holder.
-pub(super) fn who(command: &str) -> String {
+pub(super) fn who(task: Task) -> Holder {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("walhold {command}, process {} on {host}", std::process::id())
+    Holder { task, process: std::process::id(), host }
 }
 
 #[cfg(test)]

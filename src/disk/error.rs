@@ -37,6 +37,12 @@ pub struct DiskError {
     source: io::Error,
 }
 
+#[derive(Debug, Error)]
+#[error("it is in use by {}", if note.is_empty() { "another process" } else { note })]
+struct InUse {
+    note: String,
+}
+
 impl DiskError {
     /// An error of the call that `verb` names ("open", "write") on `path`.
     pub fn new(verb: &'static str, path: &Path, source: io::Error) -> Self {
@@ -63,6 +69,17 @@ impl DiskError {
     /// The file or directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A lock is taken, by one who has left this `note` in the file, or none.
+    pub(super) fn locked(path: &Path, note: &str) -> Self {
+        Self::of(Trouble::Locked, "lock", path, io::Error::other(InUse { note: note.trim().to_owned() }))
+    }
+
+    /// What the holder of a lock has left in its file.
+    pub fn holder(&self) -> Option<&str> {
+        let in_use: &InUse = self.source.get_ref()?.downcast_ref()?;
+        Some(in_use.note.as_str()).filter(|note| !note.is_empty())
     }
 
     /// What the operating system said.

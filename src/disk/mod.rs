@@ -41,16 +41,6 @@ pub enum Access {
     WriteDirect,
 }
 
-/// How the blocks of a new file of full size come to be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fill {
-    /// Space is reserved and reads as zeros: no delay, but each later sync has to record which
-    /// blocks are now in use.
-    Reserve,
-    /// Zeros are written out, so that later syncs move data alone. Takes as long as the writing.
-    Zeros,
-}
-
 /// The kind of a directory entry; links are not followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EntryKind {
@@ -123,12 +113,13 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// When the name exists or the file cannot be made.
     fn create(&self, path: &Path, mode: u32) -> Result<Box<dyn File>, DiskError>;
 
-    /// Makes a new file of `len` zero bytes, open as [`Access::WriteDirect`]. It fails if the name
-    /// is taken. Neither the zeros nor the entry are durable before the first sync of each.
+    /// Makes a new file of `len` bytes that read as zeros, open as [`Access::WriteDirect`]. It fails if
+    /// the name is taken. Room is reserved, which is no delay. Neither size nor entry are durable before
+    /// the first sync of each.
     ///
     /// # Errors
     /// When the name exists or there is no room.
-    fn create_zeroed(&self, path: &Path, len: u64, fill: Fill, mode: u32) -> Result<Box<dyn File>, DiskError>;
+    fn create_zeroed(&self, path: &Path, len: u64, mode: u32) -> Result<Box<dyn File>, DiskError>;
 
     /// Opens a file that exists.
     ///

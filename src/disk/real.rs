@@ -9,10 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, OFlags};
 
-use super::{Access, AlignedBuf, BLOCK, Disk, DiskError, Entry, EntryKind, File, Fill, Lock, Meta, Synced, Trouble};
-
-/// How much is zero-filled, or copied, in one write.
-const CHUNK: usize = 1 << 20;
+use super::{Access, BLOCK, Disk, DiskError, Entry, EntryKind, File, Lock, Meta, Synced, Trouble};
 
 /// Files and directories of this machine.
 #[derive(Clone, Copy, Debug)]
@@ -140,18 +137,6 @@ fn reserve(file: &fs::File, len: u64) -> io::Result<()> {
     }
 }
 
-fn write_zeros(file: &fs::File, len: u64) -> io::Result<()> {
-    let zeros = AlignedBuf::zeroed(CHUNK);
-    let mut done = 0;
-    while done < len {
-        let n = (len - done).min(CHUNK as u64);
-        let n_bytes = usize::try_from(n).map_err(io::Error::other)?;
-        file.write_all_at(&zeros[..n_bytes], done)?;
-        done += n;
-    }
-    Ok(())
-}
-
 fn lock_file(path: &Path, options: &OpenOptions, shared: bool) -> Result<fs::File, DiskError> {
     let file = options.open(path).map_err(wrong("open", path))?;
     // In full, for std has methods of the same names.
@@ -161,8 +146,7 @@ fn lock_file(path: &Path, options: &OpenOptions, shared: bool) -> Result<fs::Fil
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
             let mut note = String::new();
             let _ = Read::take(&file, 200).read_to_string(&mut note);
-            let holder = if note.trim().is_empty() { "another process".to_owned() } else { note.trim().to_owned() };
-            Err(DiskError::of(Trouble::Locked, "lock", path, io::Error::other(format!("it is in use by {holder}"))))
+            Err(DiskError::locked(path, &note))
         }
         Err(e) => Err(DiskError::new("lock", path, e)),
     }
@@ -186,15 +170,11 @@ impl Syncs {
         self.sync(&dir, path)
     }
 
-    fn create_zeroed(self, path: &Path, len: u64, fill: Fill, mode: u32) -> Result<Box<dyn File>, DiskError> {
+    fn create_zeroed(self, path: &Path, len: u64, mode: u32) -> Result<Box<dyn File>, DiskError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(mode);
         let (file, direct) = open_direct(&mut options, path).map_err(wrong("create", path))?;
-        let filled = match fill {
-            Fill::Reserve => reserve(&file, len),
-            Fill::Zeros => write_zeros(&file, len),
-        };
-        if let Err(e) = filled {
+        if let Err(e) = reserve(&file, len) {
             // A file of the wrong size is worse than none: the next start would find it.
             let _ = fs::remove_file(path);
             return Err(DiskError::new("reserve room for", path, e));
@@ -226,8 +206,8 @@ impl Disk for Real {
         Ok(Box::new(RealFile { file, path: path.to_owned(), direct: false, syncs: self.syncs }))
     }
 
-    fn create_zeroed(&self, path: &Path, len: u64, fill: Fill, mode: u32) -> Result<Box<dyn File>, DiskError> {
-        self.syncs.create_zeroed(path, len, fill, mode)
+    fn create_zeroed(&self, path: &Path, len: u64, mode: u32) -> Result<Box<dyn File>, DiskError> {
+        self.syncs.create_zeroed(path, len, mode)
     }
 
     fn open(&self, path: &Path, access: Access) -> Result<Box<dyn File>, DiskError> {
@@ -322,24 +302,23 @@ impl Disk for Real {
 
 #[cfg(test)]
 mod tests {
+    use super::super::AlignedBuf;
     use super::*;
 
     #[test]
     fn a_zeroed_file_has_its_size_and_takes_direct_writes() {
         let dir = tempfile::tempdir().unwrap();
-        for (name, fill) in [("a", Fill::Reserve), ("b", Fill::Zeros)] {
-            let path = dir.path().join(name);
-            let mut file = Real::new().create_zeroed(&path, 3 << 20, fill, 0o600).unwrap();
-            let mut block = AlignedBuf::zeroed(BLOCK);
-            block.fill(7);
-            file.write_at(BLOCK as u64, &block).unwrap();
-            let _ = file.sync().unwrap();
-            let bytes = fs::read(&path).unwrap();
-            assert_eq!(bytes.len(), 3 << 20);
-            assert!(bytes[..BLOCK].iter().all(|b| *b == 0));
-            assert!(bytes[BLOCK..2 * BLOCK].iter().all(|b| *b == 7));
-            assert_eq!(Real::new().create_zeroed(&path, 1, fill, 0o600).unwrap_err().trouble(), Trouble::Exists);
-        }
+        let path = dir.path().join("a");
+        let mut file = Real::new().create_zeroed(&path, 3 << 20, 0o600).unwrap();
+        let mut block = AlignedBuf::zeroed(BLOCK);
+        block.fill(7);
+        file.write_at(BLOCK as u64, &block).unwrap();
+        let _ = file.sync().unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len(), 3 << 20);
+        assert!(bytes[..BLOCK].iter().all(|b| *b == 0));
+        assert!(bytes[BLOCK..2 * BLOCK].iter().all(|b| *b == 7));
+        assert_eq!(Real::new().create_zeroed(&path, 1, 0o600).unwrap_err().trouble(), Trouble::Exists);
     }
 
     #[test]

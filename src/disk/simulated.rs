@@ -15,13 +15,12 @@ mod state;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use super::{Access, BLOCK, Disk, DiskError, Entry, EntryKind, File, Fill, Lock, Meta, Synced, Trouble};
+use super::{Access, BLOCK, Disk, DiskError, Entry, EntryKind, File, Lock, Meta, Synced, Trouble};
 use cut::Fate;
 use state::{Id, Made, Operation, State};
 
@@ -206,9 +205,7 @@ impl Simulated {
             (Some(Held::Shared(n)), true) => Held::Shared(n + 1),
             _ => {
                 let note = world.state.file(id).map(|file| file.cache.text()).unwrap_or_default();
-                let holder = if note.trim().is_empty() { "another process" } else { note.trim() };
-                let source = io::Error::other(format!("it is in use by {holder}"));
-                return Err(DiskError::of(Trouble::Locked, "lock", path, source));
+                return Err(DiskError::locked(path, &note));
             }
         };
         world.locks.insert(id, held);
@@ -408,7 +405,7 @@ impl Disk for Simulated {
         Ok(self.file(id, path, false))
     }
 
-    fn create_zeroed(&self, path: &Path, len: u64, _fill: Fill, _mode: u32) -> Result<Box<dyn File>, DiskError> {
+    fn create_zeroed(&self, path: &Path, len: u64, _mode: u32) -> Result<Box<dyn File>, DiskError> {
         let mut world = self.world();
         let id = world.make("create", path, Made::File)?;
         if let Err(e) = world.set_size("reserve room for", path, id, len) {

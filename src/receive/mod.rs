@@ -71,6 +71,9 @@ pub struct Options {
     /// Where an archive that does not reach up to here begins anew: the start of a backup's island.
     /// Elsewhere a receiver never begins behind the end of what is held.
     pub island: Option<Pos>,
+    /// Whether an empty archive may begin at the server's position where it cannot be found out what
+    /// the slot keeps from before that: before 15, for a role that may not use SQL.
+    pub may_pass_over: bool,
 }
 
 /// What a receiver tells while it works.
@@ -90,6 +93,15 @@ pub enum Event {
     TailKept(Segment),
     /// What is held lies in more than one stretch; receiving goes on at the end of the last.
     AfterHole(Pos),
+    /// What the slot keeps from before this position is not received, because where it begins is not told.
+    PassedOver {
+        /// The slot.
+        slot: SlotName,
+        /// The server's position.
+        before: Pos,
+        /// Why it is not told.
+        reason: String,
+    },
     /// Commits wait until a standby has replayed them, which an archive never does.
     RemoteApply,
     /// The server does not have the WAL between these any more, and the operator has accepted it:

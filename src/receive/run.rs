@@ -9,14 +9,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::pipe::Pipe;
 use super::retry::{Outage, Setback, random};
-use super::setup::{Upstream, begin};
+use super::setup::{Standing, Upstream, begin};
 use super::stream::{Ended, stream};
 use super::{Ending, Event, Finished, Options, ReceiveError, Receiver, Settings, Slot, Violation};
 use crate::archive::{Archive, OldEnd, Resumption};
 use crate::connection::{Error as SessionError, Started, StreamEnd};
 use crate::disk::Trouble;
 use crate::protocol::{Condition, NextTimeline, SlotName};
-use crate::wal::{Broken, Lsn, Pos, Segment};
+use crate::wal::{Lsn, Pos, Segment};
 
 /// How often a full disk is looked at.
 const ROOM_AGAIN: Duration = Duration::from_secs(5);
@@ -24,6 +24,8 @@ const ROOM_AGAIN: Duration = Duration::from_secs(5);
 /// server that has none keeps it until its network gives up, and is waited for so long.
 const RELEASE: Duration = Duration::from_secs(2);
 const NO_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many places that did not verify are asked for again without any progress.
+const MOST_BROKEN: usize = 5;
 /// How long the server may take to answer our end of the stream.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -101,8 +103,8 @@ struct Doubts {
     /// The slot cannot be used any more.
     slot_lost: bool,
     slot_remade: bool,
-    /// A record did not verify.
-    broken: Option<Broken>,
+    /// Records that did not verify.
+    broken: AskedFor,
     /// Where to begin again because of it.
     from: Option<Segment>,
     outage: Outage,
@@ -128,8 +130,7 @@ impl Doubts {
             }
             // It is made anew.
             ReceiveError::Session(_) if self.slot_lost => true,
-            ReceiveError::NotValid { broken } if self.broken.is_none_or(|before| before.whole != broken.whole) => {
-                self.broken = Some(*broken);
+            ReceiveError::NotValid { broken } if self.broken.once_more(broken.whole) => {
                 if let Some(tli) = archive.list().ok().and_then(|listing| listing.newest_timeline()) {
                     let from = Segment::containing(Pos::new(tli, broken.whole), archive.size());
                     self.from = Some(from);
@@ -186,6 +187,25 @@ impl Doubts {
     }
 }
 
+/// Places that were asked for again, since one further on than all before was found broken.
+#[derive(Debug, Default)]
+struct AskedFor(Vec<Lsn>);
+
+impl AskedFor {
+    /// Whether to ask for the record at `at` again: not for one that has come twice since there was
+    /// progress, and not for one after the other for ever.
+    fn once_more(&mut self, at: Lsn) -> bool {
+        if self.0.iter().all(|before| *before < at) {
+            self.0.clear();
+        }
+        let again = !self.0.contains(&at) && self.0.len() < MOST_BROKEN;
+        if again {
+            self.0.push(at);
+        }
+        again
+    }
+}
+
 /// One connection, over as many timelines as it shows. `None` if the server ended it.
 async fn session(
     upstream: &mut Upstream,
@@ -201,7 +221,7 @@ async fn session(
         tell(Event::RemoteApply);
     }
     let slot = upstream.prepare_slot(options, std::mem::take(&mut doubts.slot_lost), tell).await?;
-    let mut kept_from = slot.map_or(Lsn::ZERO, |slot| slot.lsn().min(upstream.position.lsn()));
+    let mut kept_from = slot.position().map_or(Lsn::ZERO, |slot| slot.lsn().min(upstream.position.lsn()));
     let mut resumption = match doubts.from {
         Some(from) => {
             let route = upstream.fetch_histories(archive, from.tli()).await?;
@@ -210,7 +230,8 @@ async fn session(
         None => {
             // What the server still has is gone on with; an island is for when it has not.
             let anew = doubts.accepted.or_else(|| options.island.filter(|_| doubts.removed));
-            upstream.open(archive, options, slot.filter(|_| !doubts.unfillable), anew).await?
+            let slot = if doubts.unfillable { &Standing::Nowhere } else { &slot };
+            upstream.open(archive, options, slot, anew, tell).await?
         }
     };
     tell(Event::Begins(resumption.start));
@@ -225,7 +246,7 @@ async fn session(
         let held = resumption.old.map_or(start, |old| start.at(old.valid));
         let server = upstream.position;
         let lost = |slot: &SlotName| ReceiveError::SlotLost { slot: slot.clone(), held, server };
-        if let (Slot::Existing(name), None) = (&options.slot, slot)
+        if let (Slot::Existing(name), None) = (&options.slot, slot.position())
             && upstream.is_slot_lost(options).await
         {
             return Err(lost(name));
@@ -248,7 +269,7 @@ async fn session(
                     return Err(upstream.gap(options, held).await);
                 }
                 // It stays the same place until it is reached: one that moved on would lose more unseen.
-                let kept = slot.filter(|slot| slot.lsn() > held.lsn()).unwrap_or(upstream.position);
+                let kept = slot.position().filter(|slot| slot.lsn() > held.lsn()).unwrap_or(upstream.position);
                 let from = Segment::containing(kept, archive.size()).start_pos();
                 archive.note_gap(held, from, Timestamp::now())?;
                 (doubts.accepted, doubts.removed) = (Some(from), false);
@@ -298,9 +319,14 @@ async fn one_stream(
 ) -> Result<OneStream, ReceiveError> {
     let Resumption { start, old, mut writer, .. } = resumption;
     writer.bound(upstream.position.lsn());
-    match upstream.session.start_replication(options.slot.name(), start).await? {
-        Started::Streaming => {}
-        Started::TimelineEnded(next) => return Ok(OneStream::Next(next, old)),
+    match upstream.session.start_replication(options.slot.name(), start).await {
+        Ok(Started::Streaming) => {}
+        Ok(Started::TimelineEnded(next)) => return Ok(OneStream::Next(next, old)),
+        // Of a slot that could not be asked for.
+        Err(e) if e.condition() == Some(Condition::Missing) => {
+            return Err(options.slot.name().map_or_else(|| e.into(), |name| ReceiveError::NoSlot(name.clone())));
+        }
+        Err(e) => return Err(e.into()),
     }
     doubts.streams(upstream, tell);
     tell(Event::Streaming(start));
@@ -373,4 +399,24 @@ async fn room(archive: &Archive, stop: &CancellationToken) -> bool {
 
 fn is_full(error: &ReceiveError) -> bool {
     error.disk().is_some_and(|e| e.trouble() == Trouble::Full)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which of these places are asked for again, in this order.
+    fn asked(places: &[u64]) -> Vec<bool> {
+        let mut asked_for = AskedFor::default();
+        places.iter().map(|at| asked_for.once_more(Lsn::new(*at))).collect()
+    }
+
+    #[test]
+    fn a_broken_record_is_asked_for_once_and_progress_counts_anew() {
+        assert_eq!(asked(&[10, 10]), [true, false]);
+        assert_eq!(asked(&[10, 20, 30, 40, 50, 60, 70, 80]), [true; 8]);
+        assert_eq!(asked(&[10, 20, 10, 20]), [true, true, true, false]);
+        assert_eq!(asked(&[90, 80, 70, 60, 50, 40, 30]), [true, true, true, true, true, false, false]);
+        assert_eq!(asked(&[90, 80, 70, 60, 50, 95, 90]), [true; 7]);
+    }
 }

@@ -35,6 +35,35 @@ pub struct Upstream {
     pub standby: Option<bool>,
 }
 
+/// Where the slot stands.
+#[derive(Clone, Debug)]
+pub(super) enum Standing {
+    /// There is none, or it keeps nothing yet.
+    Nowhere,
+    /// The oldest WAL that it keeps.
+    At(Pos),
+    /// It was made a moment ago, and keeps what the server's position needs.
+    Made,
+    /// We are not told, for this reason; nor whether it is there.
+    Untold(String),
+}
+
+impl Standing {
+    /// The oldest WAL that it keeps, if that is known.
+    pub(super) const fn position(&self) -> Option<Pos> {
+        match self {
+            Self::At(pos) => Some(*pos),
+            Self::Nowhere | Self::Made | Self::Untold(_) => None,
+        }
+    }
+}
+
+impl From<Option<Pos>> for Standing {
+    fn from(restart: Option<Pos>) -> Self {
+        restart.map_or(Self::Nowhere, Self::At)
+    }
+}
+
 impl Upstream {
     /// Connects and asks.
     ///
@@ -75,40 +104,46 @@ impl Upstream {
         Ok(())
     }
 
-    /// The slot's restart position; `None` if it keeps nothing yet. Makes the slot if it is missing
-    /// and may be made. One that is ours and keeps nothing is made anew: it was made with reserved WAL,
-    /// so it has lost that (`max_slot_wal_keep_size`), as `lost` says where the server told otherwise;
-    /// since 16 such a slot never keeps anything again.
+    /// Where the slot stands. Makes the slot if it is missing and may be made. One that is ours and keeps
+    /// nothing is made anew: it was made with reserved WAL, so it has lost that (`max_slot_wal_keep_size`),
+    /// as `lost` says where the server told otherwise; since 16 such a slot never keeps anything again.
     pub(super) async fn prepare_slot(
         &mut self,
         options: &Options,
         lost: bool,
         tell: &mut impl FnMut(Event),
-    ) -> Result<Option<Pos>, ReceiveError> {
+    ) -> Result<Standing, ReceiveError> {
         let (name, may_make) = match &options.slot {
-            Slot::None => return Ok(None),
+            Slot::None => return Ok(Standing::Nowhere),
             Slot::Existing(name) => (name, false),
             Slot::Ensured(name) => (name, true),
         };
         let found = self.find_slot(options, name).await?;
-        match found {
-            Some(Some(restart)) if !(lost && may_make) => Ok(Some(restart)),
-            Some(None) if !may_make => Ok(None),
-            None if !may_make => Err(ReceiveError::NoSlot(name.clone())),
-            _ => {
-                if found.is_some() {
-                    self.session.drop_slot(name).await?;
-                    tell(Event::SlotLost(name.clone()));
-                }
-                match self.session.create_slot(name, SlotKind::Permanent, Retention::Reserved).await {
-                    Ok(()) => tell(Event::SlotMade(name.clone())),
-                    // Made by somebody else between the two commands.
-                    Err(e) if e.condition() == Some(Condition::Exists) => {}
-                    Err(e) => return Err(e.into()),
-                }
-                Ok(self.find_slot(options, name).await?.flatten())
+        match &found {
+            None if !may_make => return Err(ReceiveError::NoSlot(name.clone())),
+            Some(standing) if !may_make => return Ok(standing.clone()),
+            Some(Standing::At(restart)) if !lost => return Ok(Standing::At(*restart)),
+            Some(Standing::At(_) | Standing::Nowhere) => {
+                self.session.drop_slot(name).await?;
+                tell(Event::SlotLost(name.clone()));
             }
+            // Whether it is there shows when it is made.
+            None | Some(Standing::Made | Standing::Untold(_)) => {}
         }
+        let made = match self.session.create_slot(name, SlotKind::Permanent, Retention::Reserved).await {
+            Ok(()) => true,
+            // There already, or made by somebody else between the two commands.
+            Err(e) if e.condition() == Some(Condition::Exists) => false,
+            Err(e) => return Err(e.into()),
+        };
+        if made {
+            tell(Event::SlotMade(name.clone()));
+        }
+        let found = match found {
+            Some(untold @ Standing::Untold(_)) => untold,
+            _ => self.find_slot(options, name).await?.unwrap_or(Standing::Nowhere),
+        };
+        Ok(if made && matches!(found, Standing::Untold(_)) { Standing::Made } else { found })
     }
 
     /// Whether the server refuses to stream because it has invalidated the slot, as servers do since 18.
@@ -130,31 +165,38 @@ impl Upstream {
         rows.first().and_then(|row| row.first()?.as_deref()) == Some("lost")
     }
 
-    /// `None` if there is no such slot; else its restart position, if it has one.
-    async fn find_slot(&mut self, options: &Options, name: &SlotName) -> Result<Option<Option<Pos>>, ReceiveError> {
+    /// `None` if there is no such slot.
+    async fn find_slot(&mut self, options: &Options, name: &SlotName) -> Result<Option<Standing>, ReceiveError> {
         match self.session.read_slot(name).await? {
             SlotAnswer::Known(SlotState::Missing) => Ok(None),
-            SlotAnswer::Known(SlotState::Physical { restart }) => Ok(Some(restart)),
+            SlotAnswer::Known(SlotState::Physical { restart }) => Ok(Some(restart.into())),
             SlotAnswer::CannotBeAsked => self.query_slot(options, name).await,
         }
     }
 
-    /// Before 15 only SQL tells where a slot stands, and a replication connection has no SQL.
-    async fn query_slot(&mut self, options: &Options, name: &SlotName) -> Result<Option<Option<Pos>>, ReceiveError> {
-        let wrong = |reason: String| ReceiveError::SlotPosition { slot: name.clone(), reason };
+    /// Before 15 only SQL tells where a slot stands, a replication connection has no SQL, and a role
+    /// that replicates need not be let into any database.
+    async fn query_slot(&mut self, options: &Options, name: &SlotName) -> Result<Option<Standing>, ReceiveError> {
         let sql = format!("select restart_lsn from pg_replication_slots where slot_name = '{}'", name.as_str());
         let conninfo = options.conninfo.at(&self.session);
         let session = Session::connect(&conninfo, Purpose::Sql, &options.application_name);
         let rows = match session.await {
-            Ok(mut session) => session.query(&sql).await.map_err(|e| wrong(e.to_string()))?,
+            Ok(mut session) => session.query(&sql).await,
             Err(e) if e.is_transient() => return Err(e.into()),
-            Err(e) => return Err(wrong(e.to_string())),
+            Err(e) => return Ok(Some(Standing::Untold(e.to_string()))),
+        };
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(e) if e.is_transient() => return Err(e.into()),
+            Err(e) => return Ok(Some(Standing::Untold(e.to_string()))),
         };
         let Some(row) = rows.first() else { return Ok(None) };
         let restart = row.first().and_then(Option::as_ref).map(|text| text.parse::<Lsn>());
-        // The slot's timeline is not told; a slot that is used stands on the server's own.
-        let restart = restart.transpose().map_err(|e| wrong(e.to_string()))?;
-        Ok(Some(restart.map(|lsn| self.position.at(lsn))))
+        Ok(Some(match restart.transpose() {
+            // The slot's timeline is not told; a slot that is used stands on the server's own.
+            Ok(restart) => restart.map(|lsn| self.position.at(lsn)).into(),
+            Err(e) => Standing::Untold(e.to_string()),
+        }))
     }
 
     /// Opens the archive where it ends, or at a hole that the slot still keeps the WAL of; an empty
@@ -164,10 +206,15 @@ impl Upstream {
         &mut self,
         archive: &Archive,
         options: &Options,
-        slot: Option<Pos>,
+        slot: &Standing,
         anew: Option<Pos>,
+        tell: &mut impl FnMut(Event),
     ) -> Result<Resumption, ReceiveError> {
-        let kept_from = slot.map(Pos::lsn);
+        let kept_from = match slot {
+            // It may keep any of it: the server is asked, and says what it has no more.
+            Standing::Untold(_) => Some(Lsn::ZERO),
+            told => told.position().map(Pos::lsn),
+        };
         let held = {
             let archive = archive.clone();
             blocking(move || archive.resume(kept_from)).await?
@@ -182,9 +229,33 @@ impl Upstream {
                 return Ok(joined);
             }
         }
-        let start = anew.or(options.island).or(slot).unwrap_or(self.position);
+        let start = match anew.or(options.island) {
+            Some(start) => start,
+            None => self.first_start(options, slot, tell)?,
+        };
         let route = self.fetch_histories(archive, start.tli()).await?;
         begin(archive, route, start).await
+    }
+
+    /// Where an empty archive begins. A slot whose position is not told may keep WAL from before the
+    /// server's, and our first report would have the server remove that, unread. A slot that is there
+    /// while its repository is empty is that of a repository that was lost, or of a start long ago: what
+    /// it keeps is the only copy of what a restore would lack, so the repository does not begin behind
+    /// it unless somebody drops the slot. A plain folder begins there, as with pg_receivewal, and says so.
+    fn first_start(
+        &self,
+        options: &Options,
+        slot: &Standing,
+        tell: &mut impl FnMut(Event),
+    ) -> Result<Pos, ReceiveError> {
+        if let (Standing::Untold(reason), Some(name)) = (slot, options.slot.name()) {
+            let (slot, reason) = (name.clone(), reason.clone());
+            if !options.may_pass_over {
+                return Err(ReceiveError::SlotPosition { slot, reason });
+            }
+            tell(Event::PassedOver { slot, before: self.position, reason });
+        }
+        Ok(slot.position().unwrap_or(self.position))
     }
 
     /// Checks that the server goes on with what is held. A server on a later timeline is followed
@@ -230,8 +301,8 @@ impl Upstream {
         self.go_over(archive, options, (held, old), next, histories).await
     }
 
-    /// Whether the server is in recovery; servers before 14 tell it by SQL only, and one that does not
-    /// tell counts as a primary.
+    /// Whether the server is in recovery; servers before 14 tell it by SQL, and one that does not tell
+    /// counts as a primary.
     async fn is_standby(&self, options: &Options) -> bool {
         if let Some(standby) = self.standby {
             return standby;
@@ -326,10 +397,10 @@ impl Upstream {
     /// What is missing, once the server has said that it does not have it.
     pub(super) async fn gap(&mut self, options: &Options, held: Pos) -> ReceiveError {
         let kept = match options.slot.name() {
-            Some(name) => self.find_slot(options, name).await.ok().flatten().flatten(),
+            Some(name) => self.find_slot(options, name).await.ok().flatten(),
             None => None,
         };
-        let kept_from = kept.map(Pos::lsn);
+        let kept_from = kept.and_then(|standing| standing.position()).map(Pos::lsn);
         ReceiveError::Gap(Box::new(Gap { held, server: self.position, kept_from }))
     }
 }

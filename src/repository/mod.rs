@@ -13,6 +13,7 @@ mod drills;
 mod expire;
 mod folder;
 mod heal;
+mod holder;
 mod retention;
 mod sealed;
 
@@ -35,6 +36,7 @@ pub use drills::{DrillDurations, DrillRecord};
 pub use expire::{ExpireError, MarkError};
 pub use folder::{BackupFolder, SealError, Sealed};
 pub use heal::{HealError, Healing};
+pub use holder::{Holder, Task};
 pub use retention::{
     Decision, Keep, Note, PENDING_LIMIT, Plan as RetentionPlan, Policy, Remove, RemovedWal, Undecided, Verdict,
     plan as plan_retention,
@@ -299,15 +301,15 @@ impl Repository {
     }
 
     /// Keeps every other writer of WAL out for as long as the lock lives (promise P5). `who` is
-    /// shown to those: command, process and host.
+    /// shown to those.
     ///
     /// # Errors
     /// [`RepositoryError::Locked`] with what the holder said of itself.
-    pub fn lock(&self, who: &str) -> Result<Lock, RepositoryError> {
+    pub fn lock(&self, who: &Holder) -> Result<Lock, RepositoryError> {
         let path = self.dir.join(LOCK);
         let mut tries = 1;
         loop {
-            match self.disk.lock(&path, who) {
+            match self.disk.lock(&path, &who.to_string()) {
                 Err(e) if e.trouble() == Trouble::Locked && tries < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
                 taken => return taken.map_err(locked),
             }

@@ -198,13 +198,15 @@ fn p6_a_damaged_identity_is_refused() {
 fn a_second_writer_is_told_who_the_first_is() {
     let top = tempfile::tempdir().unwrap();
     let repository = create(top.path(), false).unwrap();
-    let held = repository.lock("walhold receive, pid 1 on there").unwrap();
-    let refused = repository.lock("walhold backup").unwrap_err();
+    let [one, two] = [Task::Backup, Task::Receive].map(|task| Holder { task, process: 7, host: "there".into() });
+    let held = repository.lock(&one).unwrap();
+    let refused = repository.lock(&two).unwrap_err();
     assert!(matches!(&refused, RepositoryError::Locked(_)));
-    assert!(refused.to_string().contains("walhold receive, pid 1 on there"), "{refused}");
+    assert!(refused.to_string().contains("in use by walhold backup, process 7 on there"), "{refused}");
+    assert_eq!(refused.holder(), Some(one));
     open(top.path()).unwrap();
     drop(held);
-    repository.lock("walhold backup").unwrap();
+    repository.lock(&two).unwrap();
 }
 
 #[test]

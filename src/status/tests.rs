@@ -10,6 +10,7 @@ use super::*;
 use crate::repository::made::{Parts, write_seal};
 use crate::repository::tests::{SIZE, START, SYSTEM, now, pending_of, with_wal};
 use crate::repository::{BackupId, CapturedBy, Seal, Time};
+use crate::repository::{Holder, Task};
 use crate::wal::chain::built::Log;
 use crate::wal::{Lsn, Pos, TimelineId};
 
@@ -72,7 +73,7 @@ fn a_window_goes_from_the_stop_to_the_last_record() {
     assert_eq!(found.held, Some(window.to));
     assert_eq!(found.newest_usable().unwrap().window_end, Some(window.to));
     assert_eq!(words(&found, Limits::default()), ["nothing receives WAL"]);
-    let _lock = repository.lock("walhold receive, process 1 on h").unwrap();
+    let _lock = repository.lock(&holder(Task::Receive, "h")).unwrap();
     assert_eq!(words(&shown(&repository), Limits::default()), [""; 0]);
 }
 
@@ -280,7 +281,7 @@ pub(crate) fn asking(repository: &Repository, server: &Result<Server, ServerErro
 fn limits_are_held_against_age_and_lag() {
     let dir = tempfile::tempdir().unwrap();
     let (repository, seal, _) = long(&dir.path().join("r"));
-    let _lock = repository.lock("walhold receive, process 1 on h").unwrap();
+    let _lock = repository.lock(&holder(Task::Receive, "h")).unwrap();
     let told = |server: Server| asking(&repository, &Ok(server));
     let there = server(shown(&repository).held.unwrap());
     let of = |max_age, max_lag| Limits { max_age, max_lag };
@@ -312,7 +313,7 @@ fn limits_are_held_against_age_and_lag() {
 fn a_backup_that_brings_its_own_wal_is_no_receiver() {
     let dir = tempfile::tempdir().unwrap();
     let (repository, ..) = long(&dir.path().join("r"));
-    let _lock = repository.lock("walhold backup, process 1 on h").unwrap();
+    let _lock = repository.lock(&holder(Task::Backup, "h")).unwrap();
     let found = shown(&repository);
     assert!(found.writer.as_ref().is_some_and(|writer| !writer.receives));
     assert_eq!(words(&found, Limits::default()), ["nothing receives WAL"]);
@@ -348,7 +349,7 @@ fn the_document_has_positions_as_text() {
 fn the_last_drill_counts() {
     let dir = tempfile::tempdir().unwrap();
     let (repository, seal, _) = long(&dir.path().join("r"));
-    let _lock = repository.lock("walhold receive, process 1 on h").unwrap();
+    let _lock = repository.lock(&holder(Task::Receive, "h")).unwrap();
     let passed = DrillRecord {
         backup: seal.id,
         started: after(60),
@@ -375,4 +376,8 @@ fn the_last_drill_counts() {
     fs::write(repository.backup_dir(seal.id).join("drill.json"), "{}").unwrap();
     let found = status(&repository, None).unwrap();
     assert!(words(&found, Limits::default())[0].starts_with("the last drill of backup"), "{:?}", found.problems);
+}
+
+fn holder(task: Task, host: &str) -> Holder {
+    Holder { task, process: 1, host: host.to_owned() }
 }

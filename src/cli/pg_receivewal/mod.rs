@@ -129,6 +129,7 @@ impl Options {
             follow: None,
             accept_gap: None,
             island: None,
+            may_pass_over: true,
         };
         words::warn_of_sizes(&archive, &*disk)?;
         let mut teller =

@@ -310,6 +310,11 @@ impl<'a> Teller<'a> {
             Event::Filling(at) => {
                 line(&format!("the directory lacks WAL from {} on, which the slot still keeps: receiving it", at.lsn()))
             }
+            Event::PassedOver { slot, before, .. } => warning(&format!(
+                "this server does not tell where replication slot \"{slot}\" stands: beginning at {}, and WAL that the \
+                 slot keeps from before is not received",
+                before.lsn()
+            )),
             Event::SlotLost(name) => warning(&format!("replication slot \"{name}\" has lost its WAL and was dropped")),
             Event::SlotMade(name) => line(&format!("created replication slot \"{name}\"")),
             Event::RemoteApply => {

@@ -5,6 +5,7 @@ use super::page::{Form, page};
 use super::*;
 use crate::repository::made::Parts;
 use crate::repository::tests::with_wal;
+use crate::repository::{Holder, Task};
 use crate::status::tests::{after, asking, long, server};
 
 const PLAIN: Form = Form { width: 72, pens: ASCII, bold: false };
@@ -19,7 +20,7 @@ fn shown(status: &Status, form: Form) -> String {
 fn with_gap(dir: &Path) -> (Repository, Status) {
     let (repository, ..) = long(dir);
     std::fs::remove_file(dir.join("wal/000000010000000000000007")).unwrap();
-    let _lock = repository.lock("walhold receive, process 1 on db1").unwrap();
+    let _lock = repository.lock(&holder(Task::Receive, "db1")).unwrap();
     let held = status(&repository, None).unwrap().held.unwrap();
     let found = asking(&repository, &Ok(server(held)));
     (repository, found)
@@ -117,7 +118,7 @@ fn a_check_is_one_line() {
     assert!(!good && line.ends_with("| /none: there is no repository at /none"), "{line}");
 
     let (whole, ..) = long(&dir.path().join("w"));
-    let _lock = whole.lock("walhold receive, process 1 on db1").unwrap();
+    let _lock = whole.lock(&holder(Task::Receive, "db1")).unwrap();
     let held = status(&whole, None).unwrap().held.unwrap();
     let mut told = asking(&whole, &Ok(server(held)));
     told.repository = "/srv/repo".to_owned();
@@ -134,4 +135,8 @@ fn the_locale_says_what_can_be_drawn() {
     };
     assert!(of(&[("LANG", "de_DE.UTF-8")]) && of(&[("LC_ALL", "C.utf8"), ("LANG", "C")]));
     assert!(!of(&[]) && !of(&[("LC_ALL", "C"), ("LANG", "de_DE.UTF-8")]) && of(&[("LC_ALL", ""), ("LANG", "C.UTF-8")]));
+}
+
+fn holder(task: Task, host: &str) -> Holder {
+    Holder { task, process: 1, host: host.to_owned() }
 }

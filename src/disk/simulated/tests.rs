@@ -111,7 +111,7 @@ fn what_a_failed_sync_lost_stays_in_the_page_cache_alone() {
 #[test]
 fn direct_transfers_must_be_aligned() {
     let disk = Simulated::new(BLOCK);
-    let mut file = disk.create_zeroed(&path("a"), 2 * BLOCK as u64, Fill::Reserve, 0o600).unwrap();
+    let mut file = disk.create_zeroed(&path("a"), 2 * BLOCK as u64, 0o600).unwrap();
     let mut block = AlignedBuf::zeroed(2 * BLOCK);
     let refused = |result: Result<(), DiskError>| {
         assert_eq!(result.unwrap_err().io().raw_os_error(), Some(Errno::INVAL.raw_os_error()));
@@ -131,7 +131,7 @@ fn a_full_disk_takes_what_fits_and_more_once_there_is_room() {
     assert_eq!(file.write_at(0, b"1234567").unwrap_err().trouble(), Trouble::Full);
     assert_eq!(read(&disk, "a", Access::Read), Some(b"12345".to_vec()));
     file.write_at(0, b"abc").unwrap();
-    let full = disk.create_zeroed(&path("b"), BLOCK as u64, Fill::Zeros, 0o600).unwrap_err();
+    let full = disk.create_zeroed(&path("b"), BLOCK as u64, 0o600).unwrap_err();
     assert_eq!((full.trouble(), disk.metadata(&path("b")).unwrap()), (Trouble::Full, None));
     disk.remove(&path("a")).unwrap();
     assert_eq!(disk.available(&path("")).unwrap(), 5);
