@@ -35,6 +35,30 @@ fn mount(arguments: &[&str]) -> bool {
     Command::new("mount").args(arguments).output().is_ok_and(|output| output.status.success())
 }
 
+/// The disk fills, and the slot keeps more and more on the server, until the receiver's own guard drops it.
+pub(crate) fn slot_dropped(room: &Room) -> Outcome {
+    let Some(disk) = Mount::new(room, &room.path("disk"), 6) else {
+        skip!("a small file system can be mounted only by root, where the machine allows it");
+    };
+    let primary = Cluster::new(room, "primary");
+    let repo = disk.0.join("repo");
+    let guarded = ["--max-slot-lag", "4MB", "--on-slot-lag", "drop"];
+    let receiver = receive(room, &repo, &primary.conninfo(), &guarded);
+    receiver.wait_until_it_streams(&primary);
+    primary.rows("create table bulk as select i, repeat(md5(i::text), 10) from generate_series(1, 40000) i"); // some 15 MB
+    receiver.wait(SOON).refused(3, &["of WAL for replication slot \"walhold\"", "more than 4", "dropped the slot"]);
+    assert_eq!(primary.sql("select count(*) from pg_replication_slots"), "0");
+    // What is held stays, and the receiver goes on from there while the server still has the rest.
+    disk.resize(100);
+    let receiver = receive(room, &repo, &primary.conninfo(), &guarded);
+    let end = primary.flushed();
+    let caught_up = || primary.slot_position("walhold") >= Some(end);
+    crate::room::wait_until("the receiver to catch up", SOON, caught_up);
+    receiver.terminate().expect(0);
+    assert_contiguous(&repo.join("wal"));
+    Ok(())
+}
+
 /// The disk fills, the server can go on and be shut down, room comes, and nothing is missing.
 pub(crate) fn receive_on_small_disk(room: &Room) -> Outcome {
     let Some(disk) = Mount::new(room, &room.path("disk"), 6) else {

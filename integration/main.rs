@@ -59,6 +59,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p1_no_acknowledged_commit_is_lost_by_kill_9", crash::receive_killed),
     ("p1_shutdown_waits_for_the_receiver_and_no_longer", shutdown::orderly),
     ("p1_a_full_disk_stops_no_one_for_good", disk_full::receive_on_small_disk),
+    ("p1_a_slot_that_keeps_too_much_is_dropped", disk_full::slot_dropped),
     ("p2_resumes_after_sigterm", resume::after_sigterm),
     ("p2_resumes_after_kill_9", resume::after_kill),
     ("p2_a_gap_is_refused_with_both_positions", resume::gap),

@@ -6,6 +6,7 @@ mod drill;
 mod expire;
 mod failure;
 mod getopt;
+mod guard;
 mod heal;
 mod keep;
 mod list;

@@ -11,8 +11,9 @@ use indicatif::{HumanBytes, HumanDuration};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::guard::{Action, Guard};
 use super::heal::{Healer, News};
-use super::values::{WalCompression, duration, some_time, timeline, who};
+use super::values::{WalCompression, duration, size, some_time, timeline, who};
 use super::{Failure, connect, signals};
 use crate::archive::{Archive, Compressed, Compressor};
 use crate::codec::Packing;
@@ -28,6 +29,8 @@ const NAME: &str = "walhold";
 /// How often it is looked whether the last segments are compressed, and whether a backup has ended.
 const LOOK_FOR_SEGMENTS: Duration = Duration::from_millis(20);
 const LOOK_FOR_BACKUP: Duration = Duration::from_secs(1);
+/// How long receiving may take to end in good order before its slot is dropped.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Stream WAL from a server into a repository, or into a plain folder
 #[derive(Debug, Args)]
@@ -65,6 +68,12 @@ pub(super) struct Arguments {
     /// Go on with this timeline of the server, wherever it forked off from what is held
     #[arg(long, value_name = "N", value_parser = timeline)]
     follow_timeline: Option<TimelineId>,
+    /// Watch how much WAL the slot keeps on the server, for a receiver that cannot keep up may fill its disk
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "no_slot", env = "WALHOLD_MAX_SLOT_LAG")]
+    max_slot_lag: Option<u64>,
+    /// What to do when it keeps more
+    #[arg(long, value_enum, default_value_t = Action::Warn, requires = "max_slot_lag", env = "WALHOLD_ON_SLOT_LAG")]
+    on_slot_lag: Action,
     /// Accept that WAL is missing from here on, where the archive ends and the server cannot go on: receiving begins anew
     #[arg(long, value_name = "LSN")]
     accept_gap: Option<Lsn>,
@@ -89,7 +98,11 @@ struct Target {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    super::runtime()?.block_on(receive_until_told(arguments))
+    let runtime = super::runtime()?;
+    let done = runtime.block_on(receive_until_told(arguments));
+    // A disk that hangs must not keep a program that has said its last word.
+    runtime.shutdown_background();
+    done
 }
 
 async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
@@ -140,7 +153,25 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         }
         log(event);
     };
-    let finished = receive(upstream, &target.archive, &options, &stop, &mut tell).await;
+    let guard = arguments.guard(&options);
+    let exceeded = async {
+        match &guard {
+            Some(guard) => (guard, guard.exceeded().await),
+            None => std::future::pending().await,
+        }
+    };
+    let mut receiving = Box::pin(receive(upstream, &target.archive, &options, &stop, &mut tell));
+    let finished = tokio::select! {
+        finished = &mut receiving => finished,
+        (guard, bytes) = exceeded => {
+            stop.cancel();
+            // If the disk hangs, its thread is left alone; the connection goes with the rest.
+            let _ = tokio::time::timeout(FAREWELL, &mut receiving).await;
+            drop(receiving);
+            return Err(guard.act(bytes).await);
+        }
+    };
+    drop(receiving);
     if let (Err(_), Some(opened)) = (&finished, &target.opened) {
         opened.clean_up();
     }
@@ -210,6 +241,12 @@ impl Arguments {
             self.slot = None;
         }
         Ok(())
+    }
+
+    fn guard(&self, options: &Options) -> Option<Guard> {
+        let limit = self.max_slot_lag.filter(|_| options.slot != Slot::None)?;
+        let (conninfo, slot) = (options.conninfo.clone(), options.slot.clone());
+        Some(Guard { conninfo, slot, limit, action: self.on_slot_lag })
     }
 
     fn slot(&self) -> Result<Slot, Failure> {

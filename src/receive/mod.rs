@@ -2,6 +2,7 @@
 //! connects them to a server and goes on after whatever ends a connection.
 
 mod error;
+mod guard;
 mod machine;
 mod pipe;
 mod retry;
@@ -17,6 +18,7 @@ use crate::protocol::SlotName;
 use crate::wal::{Lsn, Pos, Segment, TimelineId};
 
 pub use error::{Gap, ReceiveError};
+pub use guard::{drop_slot, kept_by_slot};
 pub use machine::{Action, Ending, Input, Receiver, Settings, Status, Violation};
 pub use retry::Retry;
 pub use run::receive;

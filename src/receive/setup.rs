@@ -118,7 +118,7 @@ impl Upstream {
             Slot::Existing(name) => (name, false),
             Slot::Ensured(name) => (name, true),
         };
-        let found = self.find_slot(options, name).await?;
+        let found = self.find_slot(&options.conninfo, &options.application_name, name).await?;
         match &found {
             None if !may_make => return Err(ReceiveError::NoSlot(name.clone())),
             Some(standing) if !may_make => return Ok(standing.clone()),
@@ -141,7 +141,7 @@ impl Upstream {
         }
         let found = match found {
             Some(untold @ Standing::Untold(_)) => untold,
-            _ => self.find_slot(options, name).await?.unwrap_or(Standing::Nowhere),
+            _ => self.find_slot(&options.conninfo, &options.application_name, name).await?.unwrap_or(Standing::Nowhere),
         };
         Ok(if made && matches!(found, Standing::Untold(_)) { Standing::Made } else { found })
     }
@@ -166,20 +166,30 @@ impl Upstream {
     }
 
     /// `None` if there is no such slot.
-    async fn find_slot(&mut self, options: &Options, name: &SlotName) -> Result<Option<Standing>, ReceiveError> {
+    pub(super) async fn find_slot(
+        &mut self,
+        conninfo: &Conninfo,
+        application_name: &str,
+        name: &SlotName,
+    ) -> Result<Option<Standing>, ReceiveError> {
         match self.session.read_slot(name).await? {
             SlotAnswer::Known(SlotState::Missing) => Ok(None),
             SlotAnswer::Known(SlotState::Physical { restart }) => Ok(Some(restart.into())),
-            SlotAnswer::CannotBeAsked => self.query_slot(options, name).await,
+            SlotAnswer::CannotBeAsked => self.query_slot(conninfo, application_name, name).await,
         }
     }
 
     /// Before 15 only SQL tells where a slot stands, a replication connection has no SQL, and a role
     /// that replicates need not be let into any database.
-    async fn query_slot(&mut self, options: &Options, name: &SlotName) -> Result<Option<Standing>, ReceiveError> {
+    async fn query_slot(
+        &mut self,
+        conninfo: &Conninfo,
+        application_name: &str,
+        name: &SlotName,
+    ) -> Result<Option<Standing>, ReceiveError> {
         let sql = format!("select restart_lsn from pg_replication_slots where slot_name = '{}'", name.as_str());
-        let conninfo = options.conninfo.at(&self.session);
-        let session = Session::connect(&conninfo, Purpose::Sql, &options.application_name);
+        let conninfo = conninfo.at(&self.session);
+        let session = Session::connect(&conninfo, Purpose::Sql, application_name);
         let rows = match session.await {
             Ok(mut session) => session.query(&sql).await,
             Err(e) if e.is_transient() => return Err(e.into()),
@@ -397,7 +407,7 @@ impl Upstream {
     /// What is missing, once the server has said that it does not have it.
     pub(super) async fn gap(&mut self, options: &Options, held: Pos) -> ReceiveError {
         let kept = match options.slot.name() {
-            Some(name) => self.find_slot(options, name).await.ok().flatten(),
+            Some(name) => self.find_slot(&options.conninfo, &options.application_name, name).await.ok().flatten(),
             None => None,
         };
         let kept_from = kept.and_then(|standing| standing.position()).map(Pos::lsn);
