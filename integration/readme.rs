@@ -36,7 +36,7 @@ pub(crate) fn commands_work(room: &Room) -> Outcome {
     let primary = Cluster::new(room, "primary");
     primary.sql("create table t as select generate_series(1, 1000) n");
     let commands = commands();
-    for word in ["receive", "backup", "list", "verify", "restore", "pg_ctl"] {
+    for word in ["receive", "backup", "list", "verify", "restore", "pg_ctl", "status", "expire"] {
         assert!(commands.iter().any(|line| line.contains(word)), "the README has no {word}");
     }
     let mut receiver: Option<Running> = None;
