@@ -378,7 +378,7 @@ impl Archive {
             self.sweep_copies()?;
         }
         for entry in self.disk.list(&self.dir)? {
-            if entry.name.to_str().is_some_and(super::write::is_temporary) {
+            if entry.name.to_str().is_some_and(|name| super::write::is_temporary(name, self.size)) {
                 match self.disk.remove(&self.dir.join(&entry.name)) {
                     Err(e) if e.trouble() != Trouble::Missing => return Err(e.into()),
                     _ => {}
