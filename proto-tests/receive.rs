@@ -405,7 +405,12 @@ impl Client {
     }
 
     async fn run(&mut self, server: Server) -> Ran {
-        self.options.conninfo = server.conninfo("sslmode=disable");
+        self.run_with(server, "").await
+    }
+
+    /// With more settings.
+    async fn run_with(&mut self, server: Server, more: &str) -> Ran {
+        self.options.conninfo = server.conninfo(&format!("sslmode=disable {more}"));
         let size = SegmentSize::new(SIZE).unwrap();
         let archive = Archive::new(self.folder.path().to_owned(), Arc::clone(&self.disk), size, self.system, 0o600);
         let mut events = Vec::new();
@@ -538,6 +543,41 @@ async fn untold(door: &mut Door, at: u64) -> Peer {
 }
 
 const CREATE_SLOT: &str = "CREATE_REPLICATION_SLOT \"walhold\" PHYSICAL RESERVE_WAL";
+
+/// Another host of the list may have a slot of the same name, which is none of ours.
+#[tokio::test]
+async fn what_became_of_a_slot_is_asked_at_the_host_that_has_it() {
+    const STATUS: &str = "select wal_status from pg_replication_slots where slot_name = 'walhold'";
+    let log = log_to(START + 200_000);
+    // Away at first, and back when the second connection is made.
+    let other = Server::serve(async |mut door: Door| {
+        drop(door.next().await);
+        let mut peer = door.next().await;
+        peer.log_in("17.2").await;
+        peer.answer(STATUS, single_row(&[Some("lost")])).await;
+    })
+    .await;
+    let mut client = Client::with_slot();
+    let (sent, stop) = (log.clone(), client.stop.clone());
+    let ours = Server::serve(async move |mut door: Door| {
+        let mut peer = door.next().await;
+        peer.introduce(&NODE).await;
+        peer.answer(READ_SLOT, single_row(&[Some("physical"), None, None])).await;
+        let mut second = door.next().await;
+        second.log_in("17.2").await;
+        second.answer(STATUS, single_row(&[Some("reserved")])).await;
+        peer.stream(true, START, 1).await;
+        peer.send_log(&sent, START, sent.at()).await;
+        peer.flushed(sent.at()).await;
+        stop.cancel();
+        peer.flushed(sent.at()).await;
+        peer.end_by_client().await;
+    })
+    .await;
+    let both = format!("host=127.0.0.1,127.0.0.1 port={},{}", other.port(), ours.port());
+    client.run_with(ours, &both).await.stopped();
+    client.assert_holds(1, &log, START, log.at());
+}
 
 #[tokio::test]
 async fn an_empty_repository_does_not_begin_behind_what_a_slot_may_keep() {

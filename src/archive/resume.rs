@@ -4,10 +4,10 @@ use thiserror::Error;
 
 use super::read::walk_segment;
 use super::write::{Held, Place};
-use super::{Archive, ArchiveError, Form, SegmentReader, Stopped, Stored, WalName, Writer};
+use super::{Archive, ArchiveError, Form, Listing, SegmentReader, Stopped, Stored, WalName, Writer};
 use crate::codec::Codec;
 use crate::disk::{Access, DiskError, Trouble};
-use crate::wal::{Broken, Chain, Fault, History, Lsn, Pos, Seed, Segment, TimelineId};
+use crate::wal::{Broken, Chain, Fault, History, Lsn, Pos, Seed, Segment, SegmentSize, TimelineId};
 
 /// What the archive held when it was opened to be written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +63,15 @@ pub enum ResumeError {
         /// What the server says.
         server: u64,
     },
+    /// The folder's segments are not of the server's size, so it is another cluster's, or was before
+    /// its size was changed.
+    #[error("{name} in the archive is no segment of this server, whose segments have {server} bytes")]
+    OtherSegmentSize {
+        /// The first such name.
+        name: String,
+        /// The size that the server's segments have.
+        server: u64,
+    },
     /// A position that no segment can begin at: a server or operator said it.
     #[error("WAL cannot begin at {0}")]
     NoSuchStart(Lsn),
@@ -102,7 +111,7 @@ impl Archive {
     pub fn resume(&self, kept_from: Option<Lsn>) -> Result<Option<Resumption>, ResumeError> {
         let listing = self.list()?;
         let Some((last, tli)) = listing.newest_timeline().and_then(|tli| Some((listing.last_of(tli)?, tli))) else {
-            return Ok(None);
+            return self.is_empty(&listing).map(|()| None);
         };
         let (segment, stored) = last;
         self.settle_names(segment, stored)?;
@@ -111,6 +120,17 @@ impl Archive {
         let end = if stored.complete { segment.next() } else { segment };
         let resumption = self.begin(&self.route(tli)?, owed.map_or(end, |(first, _)| *first))?;
         Ok(Some(Resumption { after_hole: !holes.is_empty(), filling: owed.is_some(), ..resumption }))
+    }
+
+    /// A folder without a segment of this size must not have one of another: what it holds would be
+    /// passed over without a word.
+    fn is_empty(&self, listing: &Listing) -> Result<(), ResumeError> {
+        let of_other_size =
+            |name: &&String| matches!(WalName::parse(name, SegmentSize::SMALLEST), Some(WalName::Segment { .. }));
+        match listing.others().iter().find(of_other_size) {
+            Some(name) => Err(ResumeError::OtherSegmentSize { name: name.clone(), server: self.size.bytes() }),
+            None => Ok(()),
+        }
     }
 
     /// The segment that has lost its end, if that is what is wrong.
@@ -378,7 +398,7 @@ impl Archive {
             self.sweep_copies()?;
         }
         for entry in self.disk.list(&self.dir)? {
-            if entry.name.to_str().is_some_and(super::write::is_temporary) {
+            if entry.name.to_str().is_some_and(|name| super::write::is_temporary(name, self.size)) {
                 match self.disk.remove(&self.dir.join(&entry.name)) {
                     Err(e) if e.trouble() != Trouble::Missing => return Err(e.into()),
                     _ => {}

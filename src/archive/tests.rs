@@ -329,6 +329,21 @@ fn another_clusters_folder_is_refused() {
     assert!(matches!(other.resume(None), Err(ResumeError::OtherCluster { held: SYSTEM, server: 78 })));
 }
 
+#[test]
+fn a_folder_of_segments_of_another_size_is_not_taken_for_an_empty_one() {
+    for name in ["000000010000000000000009", "000000010000000000000009.partial", "0000000100000000000000FF.gz"] {
+        let folder = Folder::new();
+        let size = SegmentSize::new(1 << 30).unwrap();
+        let large = Archive::new(folder.dir.path().to_owned(), Arc::new(Real::new()), size, Some(78), 0o600);
+        fs::write(folder.dir.path().join("00000002.history"), b"").unwrap();
+        fs::write(folder.dir.path().join("0000000100000000000000FF.00000028.backup"), b"").unwrap();
+        assert!(large.resume(None).unwrap().is_none());
+        fs::write(folder.dir.path().join(name), b"").unwrap();
+        let refused = large.resume(None).unwrap_err();
+        assert!(matches!(&refused, ResumeError::OtherSegmentSize { name: found, .. } if found == name), "{refused}");
+    }
+}
+
 fn backup_of(log: &Log) -> (Lsn, Pos) {
     let n = log.starts.len();
     let start = Lsn::new(log.starts[n - 4]);

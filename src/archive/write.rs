@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::{Archive, ArchiveError, Durable, Form, SegmentReader, Written};
 use crate::codec::Codec;
 use crate::disk::{Access, DiskError, File, Synced, Trouble};
-use crate::wal::{Broken, Chain, Lsn, Pos, Segment, TimelineId};
+use crate::wal::{Broken, Chain, HistoryFile, Lsn, Pos, Segment, SegmentSize, TimelineId};
 use packed::Packed;
 use spare::Spare;
 use tail::Tail;
@@ -28,9 +28,11 @@ const SPARE: &str = "walhold-next-segment.tmp";
 /// Ends the name of a file that takes the place of a partial that cannot be written in place.
 const BESIDE: &str = ".partial.tmp";
 
-/// Whether a name is one that a writer uses and removes.
-pub(super) fn is_temporary(name: &str) -> bool {
-    name == SPARE || name.ends_with(BESIDE) || name.ends_with(".history.tmp")
+/// Whether a name is one that a writer uses and removes. Others in the folder may be somebody's.
+pub(super) fn is_temporary(name: &str, size: SegmentSize) -> bool {
+    let beside = name.strip_suffix(BESIDE).and_then(|stem| Segment::parse(stem, size));
+    let history = name.strip_suffix(".tmp").and_then(HistoryFile::parse);
+    name == SPARE || beside.is_some() || history.is_some()
 }
 
 /// Bytes from the start of the first segment on that are there already.

@@ -205,7 +205,9 @@ impl From<ReceiveError> for Failure {
             ReceiveError::Violation(_) | ReceiveError::NextTimeline(_) => {
                 failure.hint("is it a PostgreSQL server? The server's log may say more")
             }
-            ReceiveError::OtherCluster { .. } | ReceiveError::OtherSegmentSize { .. } => failure
+            ReceiveError::OtherCluster { .. }
+            | ReceiveError::OtherSegmentSize { .. }
+            | ReceiveError::Resume(ResumeError::OtherSegmentSize { .. }) => failure
                 .exit(Exit::Gap)
                 .hint("one repository holds one cluster: give this server its own, or check host and port"),
             ReceiveError::NoSlot(name) => failure.hint(format!(

@@ -128,6 +128,14 @@ fn open_direct(options: &mut OpenOptions, path: &Path) -> io::Result<(fs::File, 
     }
 }
 
+/// Gives a new file the bits of its mode that this process's umask has taken away: who may read it is
+/// for the caller to say. Where a file system has no such bits the file is what it is.
+fn widen(file: &fs::File, mode: u32) {
+    if file.metadata().is_ok_and(|meta| mode & !meta.permissions().mode() != 0) {
+        let _ = file.set_permissions(fs::Permissions::from_mode(mode));
+    }
+}
+
 fn reserve(file: &fs::File, len: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
         Ok(()) => Ok(()),
@@ -174,6 +182,7 @@ impl Syncs {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(mode);
         let (file, direct) = open_direct(&mut options, path).map_err(wrong("create", path))?;
+        widen(&file, mode);
         if let Err(e) = reserve(&file, len) {
             // A file of the wrong size is worse than none: the next start would find it.
             let _ = fs::remove_file(path);
@@ -203,6 +212,7 @@ impl Disk for Real {
             .mode(mode)
             .open(path)
             .map_err(wrong("create", path))?;
+        widen(&file, mode);
         Ok(Box::new(RealFile { file, path: path.to_owned(), direct: false, syncs: self.syncs }))
     }
 
@@ -304,6 +314,20 @@ impl Disk for Real {
 mod tests {
     use super::super::AlignedBuf;
     use super::*;
+
+    #[test]
+    fn a_new_file_has_its_mode_whatever_the_umask() {
+        let dir = tempfile::tempdir().unwrap();
+        // No umask that is in use leaves all of these.
+        for mode in [0o666, 0o640, 0o600] {
+            let (one, other) = (dir.path().join(format!("a{mode:o}")), dir.path().join(format!("b{mode:o}")));
+            let _file = Real::new().create(&one, mode).unwrap();
+            let _file = Real::new().create_zeroed(&other, 4096, mode).unwrap();
+            for path in [one, other] {
+                assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
+            }
+        }
+    }
 
     #[test]
     fn a_zeroed_file_has_its_size_and_takes_direct_writes() {

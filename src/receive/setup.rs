@@ -159,7 +159,9 @@ impl Upstream {
             return false;
         };
         let sql = format!("select wal_status from pg_replication_slots where slot_name = '{}'", name.as_str());
-        let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name);
+        // Another host of the list has a slot of the same name, with a fate of its own.
+        let conninfo = options.conninfo.at(&self.session);
+        let session = Session::connect(&conninfo, Purpose::Sql, &options.application_name);
         let Ok(mut session) = session.await else { return false };
         let rows = session.query(&sql).await.unwrap_or_default();
         rows.first().and_then(|row| row.first()?.as_deref()) == Some("lost")

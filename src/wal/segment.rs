@@ -14,6 +14,9 @@ impl SegmentSize {
     /// What a server is built with unless `initdb --wal-segsize` says otherwise: 16 MiB.
     pub const DEFAULT: Self = Self(16 << 20);
 
+    /// The least that `initdb` allows: all names of segments are names of such ones.
+    pub const SMALLEST: Self = Self(1 << 20);
+
     /// `None` unless `bytes` is a power of two from 1 MiB to 1 GiB.
     pub const fn new(bytes: u64) -> Option<Self> {
         if bytes.is_power_of_two() && bytes >= 1 << 20 && bytes <= 1 << 30 { Some(Self(bytes)) } else { None }

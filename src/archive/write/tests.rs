@@ -74,6 +74,19 @@ fn p1_a_settled_position_decodes() {
     }
 }
 
+/// Only what a writer makes is removed: the folder may hold other people's files.
+#[test]
+fn a_sweep_leaves_names_alone_that_are_not_ours() {
+    let folder = Folder::new();
+    let ours = ["000000010000000000000003.partial.tmp", "00000002.history.tmp", "walhold-next-segment.tmp"];
+    let others = ["00000002.tmp", "notes.history.tmp", "notes.partial.tmp"];
+    for name in ours.iter().chain(&others) {
+        fs::write(folder.dir.path().join(name), b"").unwrap();
+    }
+    folder.archive.sweep().unwrap();
+    assert_eq!(folder.names(), others);
+}
+
 /// Killed or stopped anywhere, in one method and then in another: the files are the same in the
 /// end, and no partial is left beside another.
 #[test]
