@@ -60,6 +60,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p1_a_full_disk_stops_no_one_for_good", disk_full::receive_on_small_disk),
     ("p2_resumes_after_sigterm", resume::after_sigterm),
     ("p2_resumes_after_kill_9", resume::after_kill),
+    ("p2_resumes_in_segments_of_1_gb", resume::gigabytes),
     ("p2_a_gap_is_refused_with_both_positions", resume::gap),
     ("p2_a_standby_behind_the_archive_is_waited_for", resume::standby_behind),
     ("p2_a_new_backup_lets_receiving_go_on_after_a_gap", resume::after_island),
