@@ -124,6 +124,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("pg_receivewal_makes_and_drops_slots", pg_receivewal::slots),
     ("pg_receivewal_streams_beside_the_real_one", pg_receivewal::streams),
     ("pg_receivewal_ends_as_the_real_one_does", pg_receivewal::ends),
+    ("pg_receivewal_waits_for_a_server_that_is_away", pg_receivewal::waits),
     ("pg_receivewal_is_better_where_the_real_one_is_wrong", pg_receivewal::better),
     ("readme_commands_work", readme::commands_work),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
