@@ -5,13 +5,14 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::cluster::{Cluster, Setup, Stop};
-use crate::program::{Ended, run, start};
+use crate::program::{Ended, Running, run, start};
 use crate::room::{Outcome, Room, SOON, wait_until};
-use crate::stock::{names, partial};
+use crate::stock::{assert_contiguous, names, partial};
 
 /// The one under test, and the real one where this version has it and says what 18 says.
 struct Pair {
@@ -234,6 +235,51 @@ pub(crate) fn ends(room: &Room) -> Outcome {
     }
     assert!(said[0][2].iter().any(|line| line.ends_with("replication stream was terminated before stop point")));
     assert!(said.windows(2).all(|pair| pair[0] == pair[1]), "{said:#?}");
+    Ok(())
+}
+
+#[track_caller]
+fn has_all(receiver: &Running, server: &Cluster<'_>) {
+    let sql = "select count(*) from pg_stat_replication where write_lsn = pg_current_wal_flush_lsn()";
+    wait_until("it to have all", SOON, || {
+        assert!(receiver.runs(), "{}", receiver.err());
+        server.sql(sql) == "1"
+    });
+}
+
+/// A server that is away is waited for, whether it was stopped or crashed; one that is not there at
+/// first is not.
+pub(crate) fn waits(room: &Room) -> Outcome {
+    const WAITING: &str = "pg_receivewal: disconnected; waiting ";
+    let pair = Pair::new(room, 15);
+    let mut primary = Cluster::new(room, "primary");
+    let dir = room.path("wal");
+    room.make_dir(&dir);
+    for (how, verbose, cause) in [
+        (Stop::Fast, true, "replication stream was terminated before stop point"),
+        (Stop::Immediate, false, "could not receive data from WAL stream"),
+    ] {
+        let more: &[&str] = if verbose { &["-v", "-s", "1"] } else { &["-s", "1"] };
+        let receiver = start(at(room, &pair.ours, &primary, more).arg("-D").arg(&dir));
+        has_all(&receiver, &primary);
+        primary.stop(how);
+        receiver.wait_for(WAITING);
+        std::thread::sleep(Duration::from_secs(1));
+        let refused = run(at(room, &pair.ours, &primary, &[]).arg("-D").arg(&dir)).expect(1);
+        assert!(refused.err.contains("connection to server ") && !refused.err.contains(WAITING), "{refused}");
+        primary.start();
+        primary.switch_segment();
+        receiver.wait_for("connected again after");
+        has_all(&receiver, &primary);
+        let ended = receiver.terminate().expect(0).says(cause);
+        // What went wrong, and when the next try comes.
+        let lines: Vec<_> = ended.err.lines().filter(|line| !line.starts_with("pg_receivewal: hint: ")).collect();
+        let waits: Vec<_> = (0..lines.len()).filter(|i| lines[*i].starts_with(WAITING)).collect();
+        assert!(waits.iter().all(|i| *i > 0 && lines[i - 1].starts_with("pg_receivewal: error: ")), "{ended}");
+        assert!(if verbose { waits.len() > 1 } else { waits.len() == 1 }, "{ended}");
+        primary.wait_for_no_receiver();
+    }
+    assert_contiguous(&dir);
     Ok(())
 }
 

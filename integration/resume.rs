@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::backup::{backup, restored, verify};
 use crate::cluster::{Cluster, Lsn, Setup, Stop};
 use crate::load::Load;
 use crate::program::{Running, receive, run, walhold};
-use crate::room::{Outcome, Room};
+use crate::room::{Outcome, Room, SOON, wait_until};
 use crate::stock::{assert_contiguous, plain_copy, waldump};
 
 /// A clean end, WAL in the meantime, and on.
@@ -131,7 +132,57 @@ pub(crate) fn other_cluster(room: &Room) -> Outcome {
         said.refused(3, &[&identifier]);
     }
     assert_eq!(contents(&repo), before, "a refused command wrote");
+    // A plain folder has nothing but its files to tell whose it is; here only one, that is not complete.
+    let folder = room.path("folder");
+    room.make_dir(&folder);
+    let into_folder = |server: &Cluster<'_>, more: &[&str]| {
+        let mut command = walhold(room, "receive");
+        command.arg("-D").arg(&folder).args(["-d", &server.conninfo()]).args(more);
+        command
+    };
+    let end = primary.flushed().to_string();
+    primary.rows("select pg_logical_emit_message(true, 'test', 'beyond')");
+    run(&mut into_folder(&primary, &["-n", "-E", &end])).expect(0);
+    let before = contents(&folder);
+    assert_eq!(before.len(), 1, "{:?}", before.keys());
+    let held = primary.sql("select system_identifier from pg_control_system()");
+    run(&mut into_folder(&other, &[])).refused(3, &[&held, &identifier]);
+    assert_eq!(contents(&folder), before, "a refused command wrote");
     assert_eq!(other.sql("select count(*) from pg_replication_slots"), "0", "a slot was left behind");
+    Ok(())
+}
+
+/// The largest segments there are. A stop does not wait for the next one's gigabyte of zeros.
+pub(crate) fn gigabytes(room: &Room) -> Outcome {
+    let primary = Cluster::with(room, "primary", &Setup { segment_mb: 1024, ..Setup::default() });
+    let repo = room.path("repo");
+    let spare = repo.join("wal/walhold-next-segment.tmp");
+    let end = |receiver: Running| {
+        let begun = Instant::now();
+        receiver.terminate().expect(0);
+        let taken = begun.elapsed();
+        assert!(taken < Duration::from_secs(3), "the stop took {taken:?}");
+        assert!(!spare.exists(), "the next segment's file was left");
+        primary.wait_for_no_receiver();
+    };
+    let message = || {
+        primary.rows("select pg_logical_emit_message(true, 'test', 'more')");
+        primary.flushed()
+    };
+    let mut receiver = receive(room, &repo, &primary.conninfo(), &["--synchronous"]);
+    receiver.wait_until_it_streams(&primary);
+    wait_until("the next segment to be made ready", SOON, || {
+        primary.wait_for_slot("walhold", message());
+        spare.exists()
+    });
+    end(receiver);
+    message();
+    receiver = receive(room, &repo, &primary.conninfo(), &["--synchronous"]);
+    primary.wait_for_slot("walhold", message());
+    primary.switch_segment();
+    primary.wait_for_slot("walhold", message());
+    end(receiver);
+    assert_contiguous(&repo.join("wal"));
     Ok(())
 }
 

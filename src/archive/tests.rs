@@ -5,8 +5,8 @@
 use std::fs;
 
 use super::*;
-use crate::codec::Codec;
-use crate::disk::Real;
+use crate::codec::{Codec, Method, Packer};
+use crate::disk::{Access, Real};
 use crate::wal::chain::built::Log;
 use crate::wal::{History, Lsn, Pos, Segment};
 
@@ -214,10 +214,79 @@ fn partials_of_odd_size_and_compressed_ones_are_received_anew() {
     }
 }
 
+/// As another receiver would have stored it.
+fn packed(codec: Codec, bytes: &[u8]) -> Vec<u8> {
+    let Some(method) = Method::ALL.into_iter().find(|method| method.codec() == codec) else { return bytes.to_vec() };
+    let mut packer = Packer::whole(method.into(), bytes.len() as u64).unwrap();
+    packer.write(bytes).unwrap();
+    packer.finish().unwrap()
+}
+
+/// A compressed partial of a whole segment: the receiver was killed before it renamed it.
+#[test]
+fn a_whole_compressed_partial_is_received_again() {
+    let log = log();
+    let whole = &log.bytes[..SIZE as usize];
+    for method in Method::ALL {
+        for live in [None, Some(method)] {
+            let mut folder = Folder::new();
+            if let Some(method) = live {
+                folder.archive = folder.archive.compressed_live(method.into());
+            }
+            let old = format!("000000010000000000000003{}.partial", method.codec().suffix());
+            fs::write(folder.dir.path().join(&old), packed(method.codec(), whole)).unwrap();
+            let Resumption { start, old: held, mut writer, .. } = folder.begin();
+            assert_eq!((start.lsn().get(), held.map(|old| old.touched.get())), (START, Some(START + SIZE)));
+            feed(&mut writer, &log, START + SIZE - 1, 10_000);
+            assert_eq!(writer.settle().unwrap(), None, "less has come than was held");
+            feed(&mut writer, &log, START + SIZE + 200_000, 10_000);
+            let _ = writer.close().unwrap().unwrap();
+            let suffix = live.map_or("", |method| method.codec().suffix());
+            let names =
+                [format!("000000010000000000000003{suffix}"), format!("000000010000000000000004{suffix}.partial")];
+            assert_eq!(folder.names(), names);
+            let mut reader = folder.archive.open_segment(folder.segment(3), Access::Read).unwrap().unwrap();
+            let mut at = 0;
+            while at < whole.len() {
+                let n = reader.fill().unwrap().len();
+                assert!(n > 0 && reader.fill().unwrap() == &whole[at..at + n]);
+                reader.consume(n);
+                at += n;
+            }
+        }
+    }
+}
+
+/// What bears no name of this cluster's WAL is neither counted nor touched.
+#[test]
+fn foreign_names_are_left_alone() {
+    let (log, folder) = (log(), Folder::new());
+    // A segment's name where segments are larger, a longer one, a backup's history, and other things.
+    let names = [
+        "0000000100000000FFFFFFFF",
+        "000000010000000000000003.00000028.backup",
+        "0000000100000000000000030",
+        "00000001000000000000000g.partial",
+        "archive_status",
+        "letters.txt.partial",
+    ];
+    for name in names {
+        fs::write(folder.dir.path().join(name), "dear").unwrap();
+    }
+    folder.archive.sweep().unwrap();
+    for upto in [START + 300_000, log.at()] {
+        let mut writer = folder.begin().writer;
+        feed(&mut writer, &log, upto, 10_000);
+        let _ = writer.settle().unwrap().unwrap();
+    }
+    folder.assert_holds(&log, log.at());
+    assert!(names.iter().all(|name| folder.read(name) == b"dear"));
+}
+
 /// P2: what has lost its end is received again, and is not passed over.
 #[test]
 fn complete_segments_that_were_cut_are_received_anew() {
-    for codec in [Codec::Plain, Codec::Gzip] {
+    for codec in Codec::ALL {
         for keep in [0, 1, 500, usize::MAX] {
             let (log, folder) = (log(), Folder::new());
             feed(&mut folder.begin().writer, &log, log.at(), 90_000);
@@ -225,14 +294,7 @@ fn complete_segments_that_were_cut_are_received_anew() {
             let whole = folder.read(&last);
             let name = format!("{last}{}", codec.suffix());
             fs::remove_file(folder.dir.path().join(&last)).unwrap();
-            let mut bytes = match codec {
-                Codec::Plain => whole.clone(),
-                _ => {
-                    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
-                    std::io::Write::write_all(&mut encoder, &whole).unwrap();
-                    encoder.finish().unwrap()
-                }
-            };
+            let mut bytes = packed(codec, &whole);
             bytes.truncate(keep.min(bytes.len() - 1));
             fs::write(folder.dir.path().join(&name), bytes).unwrap();
             let resumption = folder.begin();
@@ -242,7 +304,7 @@ fn complete_segments_that_were_cut_are_received_anew() {
             feed(&mut writer, &log, log.at(), 90_000);
             writer.settle().unwrap();
             assert!(folder.read(&last) == whole);
-            assert!(!folder.names().contains(&format!("{last}.gz")), "{:?}", folder.names());
+            assert!(codec == Codec::Plain || !folder.names().contains(&name), "{:?}", folder.names());
             folder.assert_holds(&log, reached(&log, log.at()));
         }
     }

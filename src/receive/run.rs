@@ -322,11 +322,12 @@ async fn one_stream(
     match upstream.session.start_replication(options.slot.name(), start).await {
         Ok(Started::Streaming) => {}
         Ok(Started::TimelineEnded(next)) => return Ok(OneStream::Next(next, old)),
-        // Of a slot that could not be asked for.
-        Err(e) if e.condition() == Some(Condition::Missing) => {
-            return Err(options.slot.name().map_or_else(|| e.into(), |name| ReceiveError::NoSlot(name.clone())));
+        Err(e) => {
+            return Err(match options.slot.name() {
+                Some(name) if e.condition() == Some(Condition::Missing) => ReceiveError::NoSlot(name.clone()),
+                _ => e.into(),
+            });
         }
-        Err(e) => return Err(e.into()),
     }
     doubts.streams(upstream, tell);
     tell(Event::Streaming(start));
