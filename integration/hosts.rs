@@ -104,6 +104,32 @@ pub(crate) fn failover_under_load(room: &Room) -> Outcome {
     Ok(())
 }
 
+/// The guard looks at the server that is received from, and not at the first that is named: that one may
+/// come back with a slot of the same name which nobody uses.
+pub(crate) fn guarded(room: &Room) -> Outcome {
+    let mut primary = Cluster::new(room, "primary");
+    let mut standby = primary.standby("standby");
+    standby.rows("select pg_create_physical_replication_slot('walhold', true)");
+    standby.stop(Stop::Fast);
+    let conninfo = of(&[&standby, &primary], "");
+    let repo = room.path("repo");
+    let receiver = receive(room, &repo, &conninfo, &["--max-slot-lag", "1MB", "--on-slot-lag", "drop"]);
+    receiver.wait_until_it_streams(&primary);
+    primary.rows("create table bulk as select i, repeat(md5(i::text), 10) from generate_series(1, 20000) i");
+    let end = primary.flushed();
+    primary.wait_for_slot("walhold", end);
+    standby.start();
+    wait_until("the standby to come along", SOON, || {
+        standby.sql(&format!("select pg_last_wal_receive_lsn() >= '{end}'")) == "t"
+    });
+    // It looks every ten seconds, and believes what it has seen twice.
+    std::thread::sleep(std::time::Duration::from_secs(25));
+    assert!(receiver.runs(), "{}", receiver.err());
+    assert_eq!(standby.sql("select count(*) from pg_replication_slots"), "1");
+    receiver.terminate().expect(0);
+    Ok(())
+}
+
 /// A service file gives what the connection string does not, before the environment.
 pub(crate) fn service(room: &Room) -> Outcome {
     let primary = Cluster::new(room, "primary");

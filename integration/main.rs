@@ -114,6 +114,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("hosts_are_tried_until_one_will_do", hosts::looked_for),
     ("hosts_are_tried_again_after_a_failover", hosts::failover),
     ("p1_a_failover_to_another_host_loses_no_acknowledged_commit", hosts::failover_under_load),
+    ("hosts_other_than_the_one_received_from_are_not_guarded", hosts::guarded),
     ("hosts_and_more_come_from_a_service_file", hosts::service),
     ("status_tells_lag_and_slot", status::lag_and_slot),
     ("status_tells_a_gap_and_a_promotion", status::gap_and_promotion),

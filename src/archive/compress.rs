@@ -455,6 +455,10 @@ impl Archive {
         if names.at_work != Some(segment) {
             return Ok(false);
         }
+        // What retention has removed meanwhile must not come back.
+        if self.disk.metadata(&self.path_of(segment, Form { codec: Codec::Plain, ..form }))?.is_none() {
+            return Ok(false);
+        }
         self.disk.rename(copy, &self.path_of(segment, form))?;
         let _named = names.sync(self)?;
         let mut others = false;

@@ -395,6 +395,7 @@ impl From<DrillError> for Failure {
             DrillError::Archive(e) => e.into(),
             DrillError::Disk(e) => e.into(),
             DrillError::RunAs => failure.hint("name the user that is to run it: --run-as postgres"),
+            DrillError::BeforeBackup { .. } => failure.hint("name an earlier backup, or a later --target-time"),
             DrillError::CannotRunAs(_) => failure.hint("run as root, or leave --run-as out"),
             DrillError::Barrier(_) => failure.hint("let that user, or choose another place: --scratch DIR"),
             DrillError::LeftBehind(..) => failure.hint("remove it by hand"),

@@ -1,5 +1,6 @@
 //! `walhold receive --max-slot-lag`: what the slot keeps on the server is watched, beside receiving.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -31,21 +32,35 @@ pub(super) enum Action {
 
 /// Watches one slot.
 pub(super) struct Guard {
-    pub(super) conninfo: Conninfo,
-    pub(super) slot: Slot,
+    /// Of several servers the one that is received from: another may have a slot of that name, too.
+    conninfo: Mutex<Conninfo>,
+    slot: Slot,
     /// Bytes.
-    pub(super) limit: u64,
-    pub(super) action: Action,
+    limit: u64,
+    action: Action,
 }
 
 impl Guard {
+    pub(super) const fn new(conninfo: Conninfo, slot: Slot, limit: u64, action: Action) -> Self {
+        Self { conninfo: Mutex::new(conninfo), slot, limit, action }
+    }
+
+    /// From now on WAL is received from this server.
+    pub(super) fn look_at(&self, conninfo: &Conninfo) {
+        conninfo.clone_into(&mut self.conninfo.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn server(&self) -> Conninfo {
+        self.conninfo.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Returns the number of bytes once the slot keeps so much that receiving must end: more than the
     /// limit, and no less than when it was last looked. A receiver that catches up is left alone.
     pub(super) async fn exceeded(&self) -> u64 {
         let mut told: Option<Instant> = None;
         let mut before = u64::MAX;
         loop {
-            match kept_by_slot(&self.conninfo, &self.slot).await {
+            match kept_by_slot(&self.server(), &self.slot).await {
                 Ok(Some(bytes)) if bytes > self.limit && bytes >= std::mem::replace(&mut before, bytes) => {
                     if self.action != Action::Warn {
                         return bytes;
@@ -85,7 +100,7 @@ impl Guard {
     async fn drop_slot(&self) -> Result<(), crate::receive::ReceiveError> {
         let mut tries = 1;
         loop {
-            match drop_slot(&self.conninfo, &self.slot).await {
+            match drop_slot(&self.server(), &self.slot).await {
                 // Our own connection may not have been noticed to be gone.
                 Err(e) if tries < DROP_TRIES => debug!("cannot drop the slot yet: {e}"),
                 done => return done,

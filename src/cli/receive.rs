@@ -107,6 +107,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
     let (conninfo, mut upstream, application_name) = arguments.connection.connect(NAME).await?;
+    if arguments.max_slot_lag.is_some() && arguments.slot()? == Slot::None {
+        return Err(Failure::usage("--max-slot-lag watches a slot, and there is none").hint("name one with --slot"));
+    }
     // From here on there is something to end in good order.
     let stop = signals::stop()?;
     let mut waited = false;
@@ -141,7 +144,11 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
     };
     let healer = target.opened.as_ref().map(|opened| Healer::start(opened.repository.clone()));
     let healer = healer.transpose().map_err(|e| Failure::error(format!("cannot start a thread: {e}")))?;
+    let guard = arguments.guard(&options);
     let mut tell = |event| {
+        if let (Some(guard), Event::Connected(conninfo)) = (&guard, &event) {
+            guard.look_at(conninfo);
+        }
         match (&healer, &event) {
             (Some(healer), Event::Durable(durable)) => healer.tell(News::Durable(durable.pos())),
             (Some(healer), Event::Complete(segment)) => healer.tell(News::Segment(segment.end_pos())),
@@ -153,7 +160,6 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         }
         log(event);
     };
-    let guard = arguments.guard(&options);
     let exceeded = async {
         match &guard {
             Some(guard) => (guard, guard.exceeded().await),
@@ -245,8 +251,7 @@ impl Arguments {
 
     fn guard(&self, options: &Options) -> Option<Guard> {
         let limit = self.max_slot_lag.filter(|_| options.slot != Slot::None)?;
-        let (conninfo, slot) = (options.conninfo.clone(), options.slot.clone());
-        Some(Guard { conninfo, slot, limit, action: self.on_slot_lag })
+        Some(Guard::new(options.conninfo.clone(), options.slot.clone(), limit, self.on_slot_lag))
     }
 
     fn slot(&self) -> Result<Slot, Failure> {
@@ -295,6 +300,7 @@ impl Arguments {
 
 fn log(event: Event) {
     match event {
+        Event::Connected(_) => {}
         Event::Begins(at) => debug!("asking for WAL from {at} on"),
         Event::Streaming(at) => info!("streaming from {at}"),
         Event::Complete(segment) => debug!("segment {segment} is complete and durable"),

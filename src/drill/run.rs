@@ -35,6 +35,9 @@ pub fn drill(
     let started = Time(Timestamp::now());
     // Neither it nor its WAL may be removed while it is read.
     let (backup, _held) = repository.hold(repository.find(options.which)?.id)?;
+    if options.target_time.is_some_and(|target| target < backup.stop_time.0) {
+        return Err(DrillError::BeforeBackup { backup: backup.id, ended: backup.stop_time });
+    }
     let tools = Tools::find(options, &backup)?;
     let mut record = DrillRecord {
         backup: backup.id,

@@ -81,6 +81,8 @@ pub struct Options {
 /// What a receiver tells while it works.
 #[derive(Debug)]
 pub enum Event {
+    /// The way to the server that is connected, and to no other that the operator may have named.
+    Connected(Box<Conninfo>),
     /// A connected server is about to be asked for WAL from this position on.
     Begins(Pos),
     /// Streaming begins at this position.

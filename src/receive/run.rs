@@ -215,6 +215,7 @@ async fn session(
     stop: &CancellationToken,
     tell: &mut impl FnMut(Event),
 ) -> Result<Option<Finished>, ReceiveError> {
+    tell(Event::Connected(Box::new(options.conninfo.at(&upstream.session))));
     doubts.sender_timeout = upstream.sender_timeout;
     upstream.check(archive)?;
     if options.synchronous && upstream.session.show("synchronous_commit").await? == "remote_apply" {

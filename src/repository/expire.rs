@@ -22,6 +22,7 @@
 //! has recovered.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -228,8 +229,25 @@ impl Repository {
 
     fn remove_wal(&self, plan: &Plan) -> Result<(), ExpireError> {
         let archive = self.archive();
+        // A receiver may compress one of them between the list and its turn.
+        for _turn in 0..TURNS {
+            let names = self.names_taken(plan)?;
+            if names.is_empty() {
+                break;
+            }
+            for name in &names {
+                remove_if_there(&*self.disk, &archive.dir().join(name))?;
+            }
+        }
+        self.remove_gap_notes()?;
+        let _gone = self.disk.sync_dir(archive.dir())?;
+        Ok(())
+    }
+
+    /// The files of all segments that go, oldest first.
+    fn names_taken(&self, plan: &Plan) -> Result<Vec<OsString>, ExpireError> {
         let mut names = Vec::new();
-        for entry in self.disk.list(archive.dir())? {
+        for entry in self.disk.list(self.archive().dir())? {
             let name = entry.name.to_str().and_then(|name| WalName::parse(name, self.size));
             if let Some(WalName::Segment { segment, .. }) = name
                 && plan.takes(segment)
@@ -238,12 +256,7 @@ impl Repository {
             }
         }
         names.sort();
-        for (_, name) in &names {
-            remove_if_there(&*self.disk, &archive.dir().join(name))?;
-        }
-        self.remove_gap_notes()?;
-        let _gone = self.disk.sync_dir(archive.dir())?;
-        Ok(())
+        Ok(names.into_iter().map(|(_, name)| name).collect())
     }
 
     /// A gap that nothing is held before is none any more.

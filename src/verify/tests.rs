@@ -268,6 +268,25 @@ fn timelines_must_meet() {
     assert!(scene.problems().iter().any(|problem| problem.starts_with("timeline 3: cannot read")));
 }
 
+/// The note of a gap bears the name of the first segment that is not whole. What is missing behind that is the
+/// same gap, and what is missing behind the next complete segment is not.
+#[test]
+fn an_accepted_gap_is_one_whatever_its_names_look_like() {
+    let scene = Scene::new();
+    let top = scene.top.path();
+    let mut log = Log::new(8 * SIZE, SIZE, 1, SYSTEM);
+    (0..300).for_each(|_| log.record(10, 0, &[3; 4000]));
+    fs::write(top.join(scene.wal(1, 8)), &log.bytes[..SIZE as usize]).unwrap();
+    let kinds = || scene.verify(None).wal.unwrap().problems.iter().map(|problem| problem.kind).collect::<Vec<_>>();
+    assert!(top.join(format!("{}.partial", scene.wal(1, 6))).exists());
+    assert_eq!(kinds(), [ProblemKind::Hole; 2]);
+    fs::write(top.join(format!("{}.gap", scene.wal(1, 6))), "").unwrap();
+    assert_eq!(kinds(), [ProblemKind::AcceptedGap; 2]);
+    assert!(scene.verify(None).is_good());
+    fs::write(top.join(scene.wal(1, 10)), &log.bytes[..SIZE as usize]).unwrap();
+    assert!(kinds().contains(&ProblemKind::Hole));
+}
+
 /// Nightly backups without a receiver: what lies between them is missing and was never promised.
 #[test]
 fn holes_between_backups_that_captured_their_own_wal_are_no_alarm() {

@@ -250,7 +250,7 @@ impl WalReport {
         for problem in self.problems.iter_mut().filter(|problem| problem.kind == ProblemKind::Hole) {
             let hole = problem.segment.as_deref().and_then(|name| Segment::parse(name, archive.size()));
             let Some(hole) = hole else { continue };
-            if accepted.contains(&hole) {
+            if is_accepted(hole, accepted, archive) {
                 problem.kind = ProblemKind::AcceptedGap;
                 continue;
             }
@@ -263,6 +263,24 @@ impl WalReport {
             }
         }
     }
+}
+
+/// Whether a hole begins in a gap that was accepted. The note bears the name of the first segment that is
+/// not whole; where that was begun, or a timeline ends in the gap, names tell more than one hole.
+fn is_accepted(hole: Segment, accepted: &[Segment], archive: &Archive) -> bool {
+    let Some(first) = accepted.iter().map(|note| note.no()).min() else { return false };
+    let Ok(listing) = archive.list() else { return false };
+    let history = archive.history(hole.tli()).unwrap_or_else(|_| History::alone(hole.tli()));
+    let mut segment = hole;
+    while !accepted.contains(&segment) {
+        let Some(before) = segment.previous().filter(|before| before.no() >= first) else { return false };
+        segment = history.segment_at(before.start(), archive.size());
+        let begun = listing.stored(segment).partial && !accepted.contains(&segment);
+        if listing.stored(segment).complete || begun {
+            return false;
+        }
+    }
+    true
 }
 
 /// What it means that WAL that is whole from `from` to `to` does not go on in a segment that ends at

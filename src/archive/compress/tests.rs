@@ -91,6 +91,19 @@ fn the_plain_file_wins_until_nothing_else_can() {
     assert!(content(reader) == sent(&log, 3));
 }
 
+/// Retention takes the segment while it is compressed.
+#[test]
+fn what_has_been_removed_meanwhile_does_not_come_back() {
+    let folder = filled(&log());
+    let (segment, archive) = (folder.segment(3), &folder.archive);
+    let (form, plain) = (Form { codec: Codec::Zstd, partial: false }, folder.dir.path().join(segment.name()));
+    let copy = folder.dir.path().join(format!("{segment}.zst{COPY}"));
+    archive.copy(&plain, &copy, 0o600, Packing::FAST).unwrap().unwrap();
+    fs::remove_file(&plain).unwrap();
+    assert!(!archive.replace_plain(segment, form, &copy).unwrap());
+    assert!(archive.open_segment(segment, Access::Read).unwrap().is_none());
+}
+
 #[test]
 fn what_is_no_whole_segment_is_left_alone() {
     let folder = filled(&log());

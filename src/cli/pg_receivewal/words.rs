@@ -286,6 +286,7 @@ impl<'a> Teller<'a> {
 
     pub(super) fn tell(&mut self, event: Event) {
         match event {
+            Event::Connected(_) => {}
             Event::Begins(at) => {
                 self.reached = Some(at);
                 self.more(&format!("starting log streaming at {} (timeline {})", at.lsn(), at.tli()));
