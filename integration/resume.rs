@@ -94,7 +94,7 @@ pub(crate) fn gap_accepted(room: &Room) -> Outcome {
     assert_eq!(verify(room, &repo).expect(0).out.matches(" USABLE").count(), 2);
     assert_eq!(restored(room, &repo, "behind").sql("select answer from late"), "42");
     let status = run(walhold(room, "status").arg("--repo").arg(&repo)).expect(0);
-    status.says(&held.to_string());
+    status.says(&held.to_string()).says("missing, accepted");
     Ok(())
 }
 

@@ -273,6 +273,8 @@ pub struct Coverage {
     islands: Vec<Island>,
     windows: Vec<Window>,
     unheld: Vec<BackupId>,
+    /// The first segments of what is missing and was accepted.
+    accepted: Vec<Segment>,
 }
 
 impl Repository {
@@ -314,6 +316,7 @@ impl Coverage {
             islands: Vec::new(),
             windows: Vec::new(),
             unheld: Vec::new(),
+            accepted: listing.accepted_gaps().to_vec(),
         };
         coverage.gaps = coverage.find_gaps();
         coverage.islands = coverage.find_islands(&seals);
@@ -356,6 +359,11 @@ impl Coverage {
     /// What is missing, in the order of what lies behind it.
     pub fn gaps(&self) -> &[Gap] {
         &self.gaps
+    }
+
+    /// Whether an operator has accepted it.
+    pub fn is_accepted(&self, gap: Gap) -> bool {
+        self.accepted.contains(&Segment::containing(gap.from, self.size))
     }
 
     /// The ranges of backups that nothing has gone on with.

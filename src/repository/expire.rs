@@ -244,13 +244,16 @@ impl Repository {
         Ok(())
     }
 
-    /// The files of all segments that go, oldest first.
+    /// The files of all segments that go, oldest first. While a receiver runs, what is begun stays: it may
+    /// be what is being written, in a hole that is filled. It goes another time.
     fn names_taken(&self, plan: &Plan) -> Result<Vec<OsString>, ExpireError> {
+        let receives = self.writer()?.is_some();
         let mut names = Vec::new();
         for entry in self.disk.list(self.archive().dir())? {
             let name = entry.name.to_str().and_then(|name| WalName::parse(name, self.size));
-            if let Some(WalName::Segment { segment, .. }) = name
+            if let Some(WalName::Segment { segment, partial, .. }) = name
                 && plan.takes(segment)
+                && !(partial && receives)
             {
                 names.push(((segment.tli(), segment.no()), entry.name));
             }

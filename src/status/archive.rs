@@ -56,6 +56,8 @@ pub struct GapStatus {
     pub to: Pos,
     /// How much is missing.
     pub bytes: u64,
+    /// Whether an operator has accepted it (`walhold receive --accept-gap`).
+    pub accepted: bool,
     /// When the last transaction before it ended.
     pub last_commit_before: Option<Moment>,
     /// When the first transaction behind it ended, if that was found.
@@ -188,7 +190,9 @@ impl<'a> Reader<'a> {
         };
         let breaks = self.seals.iter().filter(crosses).map(|seal| seal.id).collect();
         let bytes = gap.to().lsn().saturating_sub(from.lsn());
-        Some(GapStatus { from, to: gap.to(), bytes, last_commit_before: last_commit, first_commit_after, ends, breaks })
+        let accepted = self.coverage.is_accepted(gap);
+        let last_commit_before = last_commit;
+        Some(GapStatus { from, to: gap.to(), bytes, accepted, last_commit_before, first_commit_after, ends, breaks })
     }
 
     pub(super) fn islands(&mut self) -> Vec<IslandStatus> {

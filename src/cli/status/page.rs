@@ -200,8 +200,15 @@ fn restorable(lines: &mut Lines, status: &Status) {
 }
 
 fn window(lines: &mut Lines, name: &str, window: &WindowStatus) {
-    let last = window.to.last_commit.map_or_else(|| "(not known)".to_owned(), moment);
-    lines.add(name, &format!("{} to {last}", clock(window.from_time)));
+    // The backup's end is of this machine's clock, commit times are of the server's.
+    let times = match window.to.last_commit {
+        Some(last) if last.exact && last.time <= window.from_time => {
+            format!("{}, the end of the backup", clock(window.from_time))
+        }
+        Some(last) => format!("{} to {}", clock(window.from_time), moment(last)),
+        None => format!("{} to (not known)", clock(window.from_time)),
+    };
+    lines.add(name, &times);
     let ended = match window.ended_by {
         Cause::Archive => String::new(),
         Cause::Gap => "; then a gap".to_owned(),
@@ -222,7 +229,8 @@ fn gap(lines: &mut Lines, name: &str, gap: &GapStatus) {
     } else {
         format!("{from} to {to}")
     };
-    lines.add(name, &format!("{on}: {} missing", HumanBytes(gap.bytes)));
+    let accepted = if gap.accepted { ", accepted" } else { "" };
+    lines.add(name, &format!("{on}: {} missing{accepted}", HumanBytes(gap.bytes)));
     let before = gap.last_commit_before.map(|last| {
         let later = if last.exact { "" } else { " or later" };
         format!(" after {}{later}", clock(last.time))
