@@ -120,7 +120,7 @@ impl<'a> Run<'a> {
         let options = self.options;
         let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name).await;
         let sql = format!("select restart_lsn from pg_replication_slots where slot_name = '{slot}'");
-        let rows = session.ok()?.query(&sql).await.ok()?;
+        let rows = session.ok()?.look_up(&sql).await.ok()?;
         rows.first()?.first()?.as_ref()?.parse().ok()
     }
 

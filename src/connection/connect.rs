@@ -109,7 +109,7 @@ impl State {
         let standby = if !read_only {
             Some(false)
         } else if purpose == Purpose::Sql {
-            let rows = session.query("select pg_catalog.pg_is_in_recovery()").await?;
+            let rows = session.look_up("select pg_catalog.pg_is_in_recovery()").await?;
             Some(rows.first().and_then(|row| row.first()?.as_deref()) == Some("t"))
         } else {
             (session.show("default_transaction_read_only").await? == "off").then_some(true)

@@ -163,7 +163,7 @@ impl Upstream {
         let conninfo = options.conninfo.at(&self.session);
         let session = Session::connect(&conninfo, Purpose::Sql, &options.application_name);
         let Ok(mut session) = session.await else { return false };
-        let rows = session.query(&sql).await.unwrap_or_default();
+        let rows = session.look_up(&sql).await.unwrap_or_default();
         rows.first().and_then(|row| row.first()?.as_deref()) == Some("lost")
     }
 
@@ -193,7 +193,7 @@ impl Upstream {
         let conninfo = conninfo.at(&self.session);
         let session = Session::connect(&conninfo, Purpose::Sql, application_name);
         let rows = match session.await {
-            Ok(mut session) => session.query(&sql).await,
+            Ok(mut session) => session.look_up(&sql).await,
             Err(e) if e.is_transient() => return Err(e.into()),
             Err(e) => return Ok(Some(Standing::Untold(e.to_string()))),
         };
@@ -322,7 +322,7 @@ impl Upstream {
         let conninfo = options.conninfo.at(&self.session);
         let session = Session::connect(&conninfo, Purpose::Sql, &options.application_name);
         let Ok(mut session) = session.await else { return false };
-        let rows = session.query("select pg_is_in_recovery()").await.unwrap_or_default();
+        let rows = session.look_up("select pg_is_in_recovery()").await.unwrap_or_default();
         rows.first().and_then(|row| row.first()?.as_deref()) == Some("t")
     }
 
