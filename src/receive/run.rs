@@ -130,12 +130,10 @@ impl Doubts {
             }
             // It is made anew.
             ReceiveError::Session(_) if self.slot_lost => true,
-            ReceiveError::NotValid { broken } if self.broken.once_more(broken.whole) => {
-                if let Some(tli) = archive.list().ok().and_then(|listing| listing.newest_timeline()) {
-                    let from = Segment::containing(Pos::new(tli, broken.whole), archive.size());
-                    self.from = Some(from);
-                    tell(Event::Again { broken: *broken, from });
-                }
+            ReceiveError::NotValid { tli, broken } if self.broken.once_more(broken.whole) => {
+                let from = Segment::containing(Pos::new(*tli, broken.whole), archive.size());
+                self.from = Some(from);
+                tell(Event::Again { broken: *broken, from });
                 true
             }
             _ => false,
