@@ -159,6 +159,7 @@ impl From<ArchiveError> for Failure {
         match &e {
             ArchiveError::Disk(e) => e.into(),
             ArchiveError::Decode { .. }
+            | ArchiveError::Halted
             | ArchiveError::Gone(_)
             | ArchiveError::Changed(_)
             | ArchiveError::NoHistory(_)

@@ -47,6 +47,17 @@ impl Conninfo {
     pub fn at(&self, session: &Session) -> Self {
         Self { hosts: vec![session.host().clone()], target: Target::Any, shuffle: false, ..self.clone() }
     }
+
+    /// The same without the hosts of sessions that had these targets; `None` if no other is left.
+    pub fn without(&self, targets: &[String]) -> Option<Self> {
+        // Behind the host's name may stand the address that it was reached at.
+        let is_of = |target: &String, host: &str| {
+            target.strip_prefix(host).is_some_and(|rest| rest.is_empty() || rest.starts_with(" ("))
+        };
+        let mut hosts = self.hosts.clone();
+        hosts.retain(|host| !targets.iter().any(|target| is_of(target, &host.target())));
+        (!hosts.is_empty()).then(|| Self { hosts, ..self.clone() })
+    }
 }
 
 async fn at_host(

@@ -1,8 +1,10 @@
 //! From a fresh connection to a stream: who the server is, the slot, where to begin.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Mutex;
 
 use super::{Event, Gap, Options, ReceiveError, Slot};
 use crate::archive::{Archive, ArchiveError, OldEnd, Resumption};
@@ -33,6 +35,8 @@ pub struct Upstream {
     pub sender_timeout: Option<Duration>,
     /// Whether it is a standby; servers before 14 do not say.
     pub standby: Option<bool>,
+    /// Held by the thread that works on the archive, also when nobody waits for it any more.
+    busy: Arc<Mutex<()>>,
 }
 
 /// Where the slot stands.
@@ -84,6 +88,7 @@ impl Upstream {
             file_mode: 0o600 | group,
             sender_timeout,
             standby,
+            busy: Arc::default(),
         })
     }
 
@@ -235,7 +240,7 @@ impl Upstream {
         };
         let held = {
             let archive = archive.clone();
-            blocking(move || archive.resume(kept_from)).await?
+            self.blocking(move || archive.resume(kept_from)).await?
         };
         if let Some(resumption) = held {
             let reaches =
@@ -252,7 +257,7 @@ impl Upstream {
             None => self.first_start(options, slot, tell)?,
         };
         let route = self.fetch_histories(archive, start.tli()).await?;
-        begin(archive, route, start).await
+        self.begin(archive, route, start).await
     }
 
     /// Where an empty archive begins. A slot whose position is not told may keep WAL from before the
@@ -294,7 +299,7 @@ impl Upstream {
             // Another receiver, whose folder this was, may not have kept it.
             let history = {
                 let archive = archive.clone();
-                blocking(move || archive.history(held)).await
+                self.blocking(move || archive.history(held)).await
             };
             match history {
                 Err(ArchiveError::NoHistory(_)) => drop(self.fetch_histories(archive, held).await?),
@@ -310,7 +315,7 @@ impl Upstream {
             return Err(ReceiveError::OtherHistory { held, server: self.position.tli() });
         };
         if resumption.start.lsn() < switch.at {
-            store(archive, histories).await?;
+            self.store(archive, histories).await?;
             return Ok(resumption);
         }
         let next = NextTimeline { tli: histories.route.after(held), at: switch.at };
@@ -365,8 +370,8 @@ impl Upstream {
         {
             return Err(ReceiveError::ForkedBefore { from, to: next.tli, at: next.at, held });
         }
-        let route = store(archive, histories).await?;
-        begin(archive, route, Pos::new(next.tli, next.at)).await
+        let route = self.store(archive, histories).await?;
+        self.begin(archive, route, Pos::new(next.tli, next.at)).await
     }
 
     /// Has the history of `tli`, and those of all its ancestors, in the archive before the first
@@ -377,7 +382,7 @@ impl Upstream {
         tli: TimelineId,
     ) -> Result<History, ReceiveError> {
         let histories = self.ask_histories(tli).await?;
-        store(archive, histories).await
+        self.store(archive, histories).await
     }
 
     /// All of them together are bounded: a server may name what it likes.
@@ -429,40 +434,53 @@ struct Histories {
     files: Vec<(History, Bytes)>,
 }
 
-/// Keeps history files. A timeline of which WAL is held has one past and no other.
-/// Opens the archive at the start of the segment that holds `at`.
-pub(super) async fn begin(archive: &Archive, route: History, at: Pos) -> Result<Resumption, ReceiveError> {
-    let segment = Segment::containing(at, archive.size());
-    let archive = archive.clone();
-    Ok(blocking(move || archive.begin(&route, segment)).await?)
-}
+impl Upstream {
+    /// Opens the archive at the start of the segment that holds `at`.
+    pub(super) async fn begin(&self, archive: &Archive, route: History, at: Pos) -> Result<Resumption, ReceiveError> {
+        let segment = Segment::containing(at, archive.size());
+        let archive = archive.clone();
+        Ok(self.blocking(move || archive.begin(&route, segment)).await?)
+    }
 
-async fn store(archive: &Archive, histories: Histories) -> Result<History, ReceiveError> {
-    let archive = archive.clone();
-    let Histories { route, files } = histories;
-    blocking(move || {
-        let held = archive.list()?.timelines();
-        for (history, _) in files.iter().filter(|(history, _)| held.contains(&history.tli())) {
-            match archive.history(history.tli()) {
-                Ok(ours) if ours != *history => {
-                    return Err(ReceiveError::OtherHistory { held: ours.tli(), server: route.tli() });
+    /// Keeps history files. A timeline of which WAL is held has one past and no other.
+    async fn store(&self, archive: &Archive, histories: Histories) -> Result<History, ReceiveError> {
+        let archive = archive.clone();
+        let Histories { route, files } = histories;
+        self.blocking(move || {
+            let held = archive.list()?.timelines();
+            for (history, _) in files.iter().filter(|(history, _)| held.contains(&history.tli())) {
+                match archive.history(history.tli()) {
+                    Ok(ours) if ours != *history => {
+                        return Err(ReceiveError::OtherHistory { held: ours.tli(), server: route.tli() });
+                    }
+                    Ok(_) | Err(ArchiveError::NoHistory(_)) => {}
+                    Err(e) => return Err(e.into()),
                 }
-                Ok(_) | Err(ArchiveError::NoHistory(_)) => {}
-                Err(e) => return Err(e.into()),
             }
-        }
-        for (history, content) in files {
-            archive.store_history(history.tli(), &content)?;
-        }
-        Ok(route)
-    })
-    .await
-}
+            for (history, content) in files {
+                archive.store_history(history.tli(), &content)?;
+            }
+            Ok(route)
+        })
+        .await
+    }
 
-/// Runs what waits for the disk off the task. A panic in it goes on here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    /// Runs what waits for the disk off the task. A panic in it goes on here. Whoever drops this before
+    /// its end must wait for [`Upstream::at_rest`] before the archive's lock is let go.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let busy = Arc::clone(&self.busy).lock_owned().await;
+        let work = move || {
+            let _busy = busy;
+            work()
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(e) => std::panic::resume_unwind(e.into_panic()),
+        }
+    }
+
+    /// Waits until nothing works on the archive.
+    pub(super) async fn at_rest(&self) {
+        drop(self.busy.lock().await);
     }
 }

@@ -316,6 +316,9 @@ impl<'a> Teller<'a> {
                 before.lsn()
             )),
             Event::SlotLost(name) => warning(&format!("replication slot \"{name}\" has lost its WAL and was dropped")),
+            // This name makes no slots while it receives.
+            Event::SlotLeft { .. } => {}
+            Event::StillFull => warning("there is still no room for a segment; waiting for it"),
             Event::SlotMade(name) => line(&format!("created replication slot \"{name}\"")),
             Event::RemoteApply => {
                 warning("synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever");
