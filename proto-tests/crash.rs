@@ -136,7 +136,7 @@ fn p1_a_complete_segment_is_gone_over() {
     let first = begin(&world.disk, 3);
     let disk = world.disk.clone();
     let refused = append(&disk, &mut Vec::new(), &bad, first, u64::MAX, GROUPED, &mut dice);
-    let Err(Failed::Write(WriteError::Broken(broken))) = refused else { panic!("{refused:?}") };
+    let Err(Failed::Write(WriteError::Broken { broken, .. })) = refused else { panic!("{refused:?}") };
     assert_eq!(broken.whole, Lsn::new(crossing));
     let _ = disk.sync_filesystem("/".as_ref()).unwrap();
     world.acknowledged(crossing);
@@ -165,7 +165,7 @@ fn gone_over(image: &Simulated, server: &Server, acked: Option<walhold::wal::Pos
     let mut acks = Vec::new();
     let mut dice = Dice(1);
     let first = append(image, &mut acks, log, resumed, end.lsn().get(), BULK, &mut dice);
-    if let Err(Failed::Write(WriteError::Broken(broken))) = first {
+    if let Err(Failed::Write(WriteError::Broken { broken, .. })) = first {
         let segment = Segment::containing(at(broken.whole.get()), size());
         let again = archive(image).begin(&History::first(), segment).map_err(|e| e.to_string())?;
         append(image, &mut acks, log, again, end.lsn().get(), BULK, &mut dice).map_err(|e| e.to_string())?;

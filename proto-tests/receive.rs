@@ -1227,7 +1227,7 @@ async fn a_broken_record_that_is_repeated_is_final_and_never_acknowledged() {
             })
             .await;
         assert_eq!(ran.asked_again().as_deref(), Some("000000010000000000000003"));
-        let ReceiveError::NotValid { broken } = ran.error() else { panic!("valid") };
+        let ReceiveError::NotValid { broken, .. } = ran.error() else { panic!("valid") };
         assert_eq!(broken.whole.get(), record);
     }
 }

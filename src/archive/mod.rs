@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 
 pub use compress::{CompressError, Compressed, Compressor};
 pub use durable::{Durable, Written};
@@ -48,6 +49,8 @@ pub struct Archive {
     system_id: Option<u64>,
     file_mode: u32,
     stored: StoredAs,
+    /// Ends reading.
+    halt: Option<CancellationToken>,
 }
 
 /// How the archive's writers store segments.
@@ -75,6 +78,9 @@ pub enum ArchiveError {
         /// What the decoder says.
         source: std::io::Error,
     },
+    /// It was not to be read any more.
+    #[error("reading the archive was stopped")]
+    Halted,
     /// A segment was there, and is no more.
     #[error("segment {0} was removed from the archive while it was read")]
     Gone(Segment),
@@ -98,7 +104,7 @@ impl Archive {
     /// The folder `dir`, which must exist, for segments of `size`. Without a `system_id` the first
     /// segment that is read tells whose WAL it is. New files get `file_mode`.
     pub fn new(dir: PathBuf, disk: Arc<dyn Disk>, size: SegmentSize, system_id: Option<u64>, file_mode: u32) -> Self {
-        Self { dir, disk, size, system_id, file_mode, stored: StoredAs::Plain }
+        Self { dir, disk, size, system_id, file_mode, stored: StoredAs::Plain, halt: None }
     }
 
     /// The same folder, in which segments are written compressed, as `pg_receivewal --compress` does:
@@ -112,6 +118,12 @@ impl Archive {
     /// The same folder, in which complete segments are handed to a compressor that was started for it.
     pub fn compressed_by(self, compressor: &Compressor) -> Self {
         self.with_queue(compressor.queue())
+    }
+
+    /// The same folder, of which reading fails with [`ArchiveError::Halted`] when `halt` is cancelled: to
+    /// open it may take the reading of a segment. A writer that is made from it writes to its end.
+    pub fn until(&self, halt: &CancellationToken) -> Self {
+        Self { halt: Some(halt.clone()), ..self.clone() }
     }
 
     fn with_queue(mut self, queue: Arc<compress::Queue>) -> Self {

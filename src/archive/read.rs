@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{Archive, ArchiveError, MAX_HISTORY};
 use crate::codec::{self, Codec, DecodeError};
 use crate::disk::{Access, AlignedBuf, DiskError, File, Synced, Trouble};
@@ -32,6 +34,7 @@ pub struct SegmentReader {
     filled: Range<usize>,
     /// Offset of the next byte to be read into the buffer.
     next: u64,
+    halt: Option<CancellationToken>,
 }
 
 enum Source {
@@ -113,6 +116,9 @@ impl SegmentReader {
     /// When the file cannot be read or does not decode.
     pub fn fill(&mut self) -> Result<&[u8], ArchiveError> {
         if self.filled.is_empty() {
+            if self.halt.as_ref().is_some_and(CancellationToken::is_cancelled) {
+                return Err(ArchiveError::Halted);
+            }
             let read = match &mut self.source {
                 // A read that did not fill its last block met the end; direct I/O takes no offset there.
                 Source::Plain(file) if !self.next.is_multiple_of(file.alignment() as u64) => 0,
@@ -341,7 +347,7 @@ impl Archive {
             }
         };
         let buffer = AlignedBuf::zeroed(CHUNK);
-        Ok(Some(SegmentReader { segment, form, path, source, buffer, filled: 0..0, next: 0 }))
+        Ok(Some(SegmentReader { segment, form, path, source, buffer, filled: 0..0, next: 0, halt: self.halt.clone() }))
     }
 
     pub(super) fn path_of(&self, segment: Segment, form: Form) -> PathBuf {

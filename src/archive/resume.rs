@@ -324,7 +324,7 @@ impl Archive {
     fn resumption(&self, segment: Segment, chain: Chain, held: Option<Held>, old: Option<OldEnd>) -> Resumption {
         // What was held up to the segment's start is the end if nothing of the segment itself is.
         let before = chain.last_record().map(|_| OldEnd { valid: chain.whole(), touched: segment.start() });
-        let writer = Writer::new(self.clone(), segment, chain, held);
+        let writer = Writer::new(Self { halt: None, ..self.clone() }, segment, chain, held);
         Resumption { start: segment.start_pos(), old: old.or(before), after_hole: false, filling: false, writer }
     }
 

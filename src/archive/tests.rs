@@ -371,7 +371,7 @@ fn a_broken_record_is_kept_out_and_received_again() {
     let mut writer = folder.begin().writer;
     let mut told = Vec::new();
     let refused = writer.append(&bad, &mut |wrote| told.push(wrote));
-    let Err(WriteError::Broken(broken)) = refused else { panic!("{refused:?}") };
+    let Err(WriteError::Broken { broken, .. }) = refused else { panic!("{refused:?}") };
     assert_eq!(broken.whole.get(), large);
     drop(writer);
     // From the segment in which it begins, which is complete by now and holds the flipped bit.

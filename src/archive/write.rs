@@ -66,8 +66,13 @@ pub enum WriteError {
     Archive(#[from] ArchiveError),
     /// A record does not verify. The bytes were kept, and nothing past the last whole record is
     /// called durable.
-    #[error(transparent)]
-    Broken(#[from] Broken),
+    #[error("{broken}")]
+    Broken {
+        /// The timeline it came on.
+        tli: TimelineId,
+        /// Where and why.
+        broken: Broken,
+    },
     /// What arrives is not what is held, or does not follow from it. Nothing of it was written.
     #[error("the server sends other WAL at {0} than what follows from the archive's")]
     Diverged(Pos),
@@ -290,7 +295,7 @@ impl Writer {
             // The bytes are kept for whoever looks into it; they are not called durable. A disk that
             // does not take them is the worse trouble: nobody may go on after a failed sync.
             let _kept = self.settle()?;
-            return Err(broken.into());
+            return Err(WriteError::Broken { tli: self.tli, broken });
         }
         if self.held.as_ref().is_some_and(|held| self.chain.at() >= held.until) {
             self.end_comparison(segment)?;

@@ -118,9 +118,10 @@ impl<'a> Run<'a> {
 
     async fn query_slot(&self, slot: &SlotName) -> Option<Lsn> {
         let options = self.options;
-        let session = Session::connect(&options.conninfo, Purpose::Sql, &options.application_name).await;
+        let conninfo = options.conninfo.at(&self.session);
+        let session = Session::connect(&conninfo, Purpose::Sql, &options.application_name).await;
         let sql = format!("select restart_lsn from pg_replication_slots where slot_name = '{slot}'");
-        let rows = session.ok()?.query(&sql).await.ok()?;
+        let rows = session.ok()?.look_up(&sql).await.ok()?;
         rows.first()?.first()?.as_ref()?.parse().ok()
     }
 

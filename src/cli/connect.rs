@@ -1,7 +1,7 @@
 //! Connection flags, and asking for a password.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -182,7 +182,7 @@ async fn with_password(conninfo: Conninfo, prompt: String) -> Result<Conninfo, F
         answer = asked => answer.unwrap_or_else(|e| Err(std::io::Error::other(e))),
         _ = tokio::signal::ctrl_c() => {
             let _ = echo(true);
-            eprintln!();
+            super::complain(&"");
             return Err(interrupted);
         }
     };
@@ -194,12 +194,12 @@ async fn with_password(conninfo: Conninfo, prompt: String) -> Result<Conninfo, F
 
 fn ask(prompt: &str) -> std::io::Result<String> {
     let terminal = File::open("/dev/tty")?;
-    eprint!("{prompt}");
+    let _ = write!(std::io::stderr(), "{prompt}");
     echo(false)?;
     let mut line = String::new();
     let read = BufReader::new(&terminal).read_line(&mut line);
     echo(true)?;
-    eprintln!();
+    super::complain(&"");
     read.map(|_| line.trim_end_matches(['\r', '\n']).to_owned())
 }
 

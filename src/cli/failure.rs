@@ -93,12 +93,12 @@ impl Failure {
     pub fn print(&self, json: bool) {
         if json {
             let line = serde_json::json!({ "level": "ERROR", "message": self.message, "hint": self.hint });
-            eprintln!("{line}");
+            super::complain(&line);
             return;
         }
-        eprintln!("walhold: error: {}", self.message);
+        super::complain(&format_args!("walhold: error: {}", self.message));
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            super::complain(&format_args!("hint: {hint}"));
         }
     }
 }
@@ -159,6 +159,7 @@ impl From<ArchiveError> for Failure {
         match &e {
             ArchiveError::Disk(e) => e.into(),
             ArchiveError::Decode { .. }
+            | ArchiveError::Halted
             | ArchiveError::Gone(_)
             | ArchiveError::Changed(_)
             | ArchiveError::NoHistory(_)

@@ -31,7 +31,11 @@ impl LogFlags {
             1 => Level::DEBUG,
             _ => Level::TRACE,
         };
-        let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_target(false);
+        let log = tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .with_max_level(level)
+            .with_target(false)
+            .log_internal_errors(false);
         // A second start, as tests make it, leaves the first in place.
         let _ = match self.log_format {
             Format::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),

@@ -143,6 +143,12 @@ fn print_json<T: Serialize>(document: &T) -> Result<(), Failure> {
     say(&format_args!("{text}\n"))
 }
 
+/// Writes a line to stderr. Nothing is done for one that is closed: a program must not end because
+/// nobody listens.
+fn complain(line: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Writes an answer to stdout. A reader that has gone away has had enough.
 fn say(answer: &dyn std::fmt::Display) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();

@@ -126,7 +126,9 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
     };
     if waited {
         // What the server said of itself has grown old.
-        upstream = Upstream::connect(&conninfo, &application_name).await?;
+        let connecting = Upstream::connect(&conninfo, &application_name);
+        let Some(again) = stop.run_until_cancelled(connecting).await else { return Ok(()) };
+        upstream = again?;
     }
     let options = Options {
         conninfo,
@@ -182,6 +184,9 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
         opened.clean_up();
     }
     match finished? {
+        Finished::Stopped if arguments.no_sync => {
+            info!("stopped; when all that was received is durable is left to the system");
+        }
         Finished::Stopped => info!("stopped; all that was received is durable"),
         Finished::EndPosition => {
             info!("received WAL beyond the end position");
@@ -239,6 +244,13 @@ impl Arguments {
                 return conflict("--repo", "--directory");
             }
             self.repo = None;
+        }
+        if self.no_sync {
+            // Nothing would be reported as durable, and the slot would keep WAL for ever.
+            if typed("slot") {
+                return conflict("--slot", "--no-sync");
+            }
+            self.slot = None;
         }
         if self.no_slot {
             if typed("slot") {
@@ -322,6 +334,11 @@ fn log(event: Event) {
              segment at {before}, and WAL that the slot keeps from before it is not received"
         ),
         Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
+        Event::SlotLeft { slot, target } => warn!(
+            "replication slot \"{slot}\" stays on {target}, and keeps WAL there until that server's disk is full: drop \
+             it there (walhold slot drop) unless the receiver goes back to it"
+        ),
+        Event::StillFull => warn!("there is still no room for a segment: receiving waits for it"),
         Event::SlotLost(name) => {
             warn!("replication slot \"{name}\" has lost its WAL and keeps nothing any more: dropped it")
         }
@@ -332,11 +349,13 @@ fn log(event: Event) {
         Event::Disconnected { error, news: false, wait, .. } => {
             debug!("still not connected: {error}; next try in {wait:?}");
         }
-        Event::Disconnected { error, lasts, away, .. } => {
+        Event::Disconnected { error, lasts, away, passed_over, .. } => {
+            let next = passed_over
+                .map_or_else(|| "trying again".into(), |host| format!("this was {host}; trying another host"));
             if away.is_zero() {
-                warn!("disconnected: {error}; trying again");
+                warn!("disconnected: {error}; {next}");
             } else {
-                warn!("not connected for {}: {error}; trying again", span(away));
+                warn!("not connected for {}: {error}; {next}", span(away));
             }
             let failure = Failure::from(error);
             if let Some(hint) = failure.advice().filter(|_| lasts) {

@@ -82,7 +82,7 @@ async fn create(slot: &SlotName, may_exist: bool, connection: &connect::Connecti
         }
         Err(e) => return Err(e.into()),
     }
-    if let Ok(found) = ask(&conninfo).await {
+    if let Ok(found) = ask(&conninfo.at(&upstream.session)).await {
         found.warn_of_no_limit();
     }
     Ok(())
@@ -130,7 +130,7 @@ async fn remove(
 
 async fn list(only: &[SlotName], json: bool, connection: &connect::ConnectionFlags) -> Result<(), Failure> {
     let (conninfo, mut upstream, _) = connection.connect(NAME).await?;
-    let mut found = match ask(&conninfo).await {
+    let mut found = match ask(&conninfo.at(&upstream.session)).await {
         Ok(found) => found,
         Err(reason) => by_commands(&mut upstream, only, &reason).await?,
     };

@@ -47,6 +47,17 @@ impl Conninfo {
     pub fn at(&self, session: &Session) -> Self {
         Self { hosts: vec![session.host().clone()], target: Target::Any, shuffle: false, ..self.clone() }
     }
+
+    /// The same without the hosts of sessions that had these targets; `None` if no other is left.
+    pub fn without(&self, targets: &[String]) -> Option<Self> {
+        // Behind the host's name may stand the address that it was reached at.
+        let is_of = |target: &String, host: &str| {
+            target.strip_prefix(host).is_some_and(|rest| rest.is_empty() || rest.starts_with(" ("))
+        };
+        let mut hosts = self.hosts.clone();
+        hosts.retain(|host| !targets.iter().any(|target| is_of(target, &host.target())));
+        (!hosts.is_empty()).then(|| Self { hosts, ..self.clone() })
+    }
 }
 
 async fn at_host(
@@ -109,7 +120,7 @@ impl State {
         let standby = if !read_only {
             Some(false)
         } else if purpose == Purpose::Sql {
-            let rows = session.query("select pg_catalog.pg_is_in_recovery()").await?;
+            let rows = session.look_up("select pg_catalog.pg_is_in_recovery()").await?;
             Some(rows.first().and_then(|row| row.first()?.as_deref()) == Some("t"))
         } else {
             (session.show("default_transaction_read_only").await? == "off").then_some(true)

@@ -284,13 +284,18 @@ impl Session {
     /// # Errors
     /// When the server refuses it, the answer is larger than 16 MiB, or the connection fails.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
-        let text = |value: &Bytes| {
-            String::from_utf8(value.to_vec()).map_err(|_| ProtocolError::Malformed("text (it is not UTF-8)"))
-        };
         let rows = self.exchange(sql, "a query").await?;
-        let rows =
-            rows.iter().map(|row| row.values().iter().map(|value| value.as_ref().map(text).transpose()).collect());
-        Ok(rows.collect::<Result<_, ProtocolError>>()?)
+        Ok(texts(&rows)?)
+    }
+
+    /// As [`Session::query`], for a question that needs no work: under the time limit of the other
+    /// commands.
+    ///
+    /// # Errors
+    /// As [`Session::query`], and when the server is silent.
+    pub async fn look_up(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
+        let rows = self.ask(sql, "a query").await?;
+        Ok(texts(&rows)?)
     }
 
     /// Begins to stream from exactly `start`. Servers 13 and 14 insist on
@@ -590,6 +595,13 @@ impl Session {
         }
         self.notices_left -= 1;
     }
+}
+
+fn texts(rows: &[Row]) -> Result<Vec<Vec<Option<String>>>, ProtocolError> {
+    let text = |value: &Bytes| {
+        String::from_utf8(value.to_vec()).map_err(|_| ProtocolError::Malformed("text (it is not UTF-8)"))
+    };
+    rows.iter().map(|row| row.values().iter().map(|value| value.as_ref().map(text).transpose()).collect()).collect()
 }
 
 fn value_error(what: &'static str, value: String) -> Error {

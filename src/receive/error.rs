@@ -119,6 +119,8 @@ pub enum ReceiveError {
     /// The same record did not verify when it was sent again.
     #[error("{broken}, and it was the same when it was sent again")]
     NotValid {
+        /// The timeline that was received.
+        tli: TimelineId,
         /// Where and why.
         broken: Broken,
     },
@@ -153,7 +155,7 @@ impl From<WriteError> for ReceiveError {
     fn from(e: WriteError) -> Self {
         match e {
             WriteError::Archive(e) => Self::Archive(e),
-            WriteError::Broken(broken) => Self::NotValid { broken },
+            WriteError::Broken { tli, broken } => Self::NotValid { tli, broken },
             WriteError::Diverged(at) => Self::Diverged(at),
         }
     }

@@ -123,6 +123,15 @@ pub enum Event {
     SlotLost(SlotName),
     /// The slot was made.
     SlotMade(SlotName),
+    /// It was made on another server than the one before, where the slot of this name stays.
+    SlotLeft {
+        /// The slot.
+        slot: SlotName,
+        /// The server before.
+        target: String,
+    },
+    /// There is still no room for a segment, minutes after the last word of it.
+    StillFull,
     /// The stream has ended, or a try to have it again has failed. The next try comes after a while.
     Disconnected {
         /// Why.
@@ -136,6 +145,8 @@ pub enum Event {
         away: Duration,
         /// How long until the next try.
         wait: Duration,
+        /// The server that does not fit what is held, if the next try is for another of the list.
+        passed_over: Option<String>,
     },
     /// A stream begins again.
     Reconnected {

@@ -9,17 +9,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::pipe::Pipe;
 use super::retry::{Outage, Setback, random};
-use super::setup::{Standing, Upstream, begin};
+use super::setup::{Standing, Upstream};
 use super::stream::{Ended, stream};
 use super::{Ending, Event, Finished, Options, ReceiveError, Receiver, Settings, Slot, Violation};
 use crate::archive::{Archive, OldEnd, Resumption};
-use crate::connection::{Error as SessionError, Started, StreamEnd};
+use crate::connection::{Conninfo, Error as SessionError, Started, StreamEnd};
 use crate::disk::Trouble;
 use crate::protocol::{Condition, NextTimeline, SlotName};
 use crate::wal::{Lsn, Pos, Segment};
 
 /// How often a full disk is looked at.
 const ROOM_AGAIN: Duration = Duration::from_secs(5);
+/// How often it is told that it is still full.
+const STILL_FULL: Duration = Duration::from_secs(300);
 /// A slot that our own dead connection holds is free after the server's timeout and a little more; a
 /// server that has none keeps it until its network gives up, and is waited for so long.
 const RELEASE: Duration = Duration::from_secs(2);
@@ -45,18 +47,21 @@ pub async fn receive(
     let retry = options.retry.unwrap_or_default();
     let mut doubts = Doubts::default();
     let mut upstream = Some(first);
+    let mut conninfo = options.conninfo.clone();
     loop {
+        let mut target = None;
         let round = async {
             let mut upstream = match upstream.take() {
                 Some(first) => first,
                 None => {
-                    let connecting = Upstream::connect(&options.conninfo, &options.application_name);
+                    let connecting = Upstream::connect(&conninfo, &options.application_name);
                     let Some(again) = stop.run_until_cancelled(connecting).await else {
                         return Ok(Some(Finished::Stopped));
                     };
                     again?
                 }
             };
+            target = Some(upstream.session.target().to_owned());
             session(&mut upstream, archive, options, &mut doubts, stop, tell).await
         };
         let error = match round.await {
@@ -69,7 +74,11 @@ pub async fn receive(
         }
         let now = Instant::now();
         let asked_again = doubts.may_ask_again(&error, archive, tell);
-        let outlook = doubts.outlook(now, &error);
+        let elsewhere = doubts.pass_over(&error, target, &options.conninfo);
+        let another_may_do = elsewhere.is_some() || unfit(&error) && doubts.one_is_behind;
+        let outlook = if another_may_do { Outlook::Passes } else { doubts.outlook(now, &error) };
+        let passed_over = elsewhere.is_some().then(|| doubts.passed_over.last().cloned()).flatten();
+        conninfo = elsewhere.unwrap_or_else(|| options.conninfo.clone());
         if !asked_again && (options.retry.is_none() || outlook == Outlook::Final) {
             return Err(error);
         }
@@ -77,8 +86,8 @@ pub async fn receive(
         let Setback { failures, away, news } = doubts.outage.failed(now, &error.to_string(), lasts);
         let wait = retry.wait(failures, random());
         let full = is_full(&error);
-        tell(Event::Disconnected { error, lasts, news, away, wait });
-        if !rest(wait, stop).await || full && !room(archive, stop).await {
+        tell(Event::Disconnected { error, lasts, news, away, wait, passed_over });
+        if !rest(wait, stop).await || full && !room(archive, stop, tell).await {
             return Ok(Finished::Stopped);
         }
     }
@@ -108,6 +117,12 @@ struct Doubts {
     /// Where to begin again because of it.
     from: Option<Segment>,
     outage: Outage,
+    /// Servers that do not fit what is held, one after the other since a stream ran or all were tried.
+    passed_over: Vec<String>,
+    /// One of them may yet catch up.
+    one_is_behind: bool,
+    /// The server that streamed last.
+    target: Option<String>,
 }
 
 /// What is to be expected after an error.
@@ -130,16 +145,28 @@ impl Doubts {
             }
             // It is made anew.
             ReceiveError::Session(_) if self.slot_lost => true,
-            ReceiveError::NotValid { broken } if self.broken.once_more(broken.whole) => {
-                if let Some(tli) = archive.list().ok().and_then(|listing| listing.newest_timeline()) {
-                    let from = Segment::containing(Pos::new(tli, broken.whole), archive.size());
-                    self.from = Some(from);
-                    tell(Event::Again { broken: *broken, from });
-                }
+            ReceiveError::NotValid { tli, broken } if self.broken.once_more(broken.whole) => {
+                let from = Segment::containing(Pos::new(*tli, broken.whole), archive.size());
+                self.from = Some(from);
+                tell(Event::Again { broken: *broken, from });
                 true
             }
             _ => false,
         }
+    }
+
+    /// Where to connect next, if it is this server that does not fit and another of the list may: a
+    /// standby that is behind, a primary of the past, another cluster. When none is left, all are tried
+    /// again.
+    fn pass_over(&mut self, error: &ReceiveError, target: Option<String>, conninfo: &Conninfo) -> Option<Conninfo> {
+        let unfit = unfit(error);
+        self.passed_over.extend(target.filter(|_| unfit));
+        self.one_is_behind |= matches!(error, ReceiveError::Ahead { standby: true, .. });
+        let elsewhere = if unfit { conninfo.without(&self.passed_over) } else { None };
+        if elsewhere.is_none() {
+            self.passed_over.clear();
+        }
+        elsewhere
     }
 
     fn outlook(&mut self, now: Instant, error: &ReceiveError) -> Outlook {
@@ -173,6 +200,9 @@ impl Doubts {
     /// A stream begins.
     fn streams(&mut self, upstream: &Upstream, tell: &mut impl FnMut(Event)) {
         (self.streamed, self.in_use, self.slot_remade) = (true, None, false);
+        self.passed_over.clear();
+        self.one_is_behind = false;
+        self.target = Some(upstream.session.target().to_owned());
         if let Some((away, behind)) = self.outage.streams(Instant::now(), upstream.position.lsn()) {
             tell(Event::Reconnected { away, behind });
         }
@@ -206,6 +236,68 @@ impl AskedFor {
     }
 }
 
+/// What one connection begins with.
+struct Prepared {
+    slot: Standing,
+    /// What comes before it has been acknowledged.
+    kept_from: Lsn,
+    resumption: Resumption,
+}
+
+/// The slot, and the archive opened where it is to be gone on with. It may be dropped before its end, but
+/// see [`stopped`].
+async fn prepare(
+    upstream: &mut Upstream,
+    archive: &Archive,
+    options: &Options,
+    doubts: &mut Doubts,
+    stop: &CancellationToken,
+    tell: &mut impl FnMut(Event),
+) -> Result<Prepared, ReceiveError> {
+    doubts.sender_timeout = upstream.sender_timeout;
+    upstream.check(archive)?;
+    let archive = &archive.until(stop);
+    if options.synchronous && upstream.session.show("synchronous_commit").await? == "remote_apply" {
+        tell(Event::RemoteApply);
+    }
+    let mut made = false;
+    let mut told = |event: Event| {
+        made |= matches!(event, Event::SlotMade(_));
+        tell(event);
+    };
+    let slot = upstream.prepare_slot(options, std::mem::take(&mut doubts.slot_lost), &mut told).await?;
+    if let (true, Some(name), Some(before)) = (made, options.slot.name(), &doubts.target)
+        && before != upstream.session.target()
+    {
+        tell(Event::SlotLeft { slot: name.clone(), target: before.clone() });
+    }
+    let kept_from = slot.position().map_or(Lsn::ZERO, |slot| slot.lsn().min(upstream.position.lsn()));
+    let resumption = match doubts.from {
+        Some(from) => {
+            let route = upstream.fetch_histories(archive, from.tli()).await?;
+            upstream.begin(archive, route, from.start_pos()).await?
+        }
+        None => {
+            // What the server still has is gone on with; an island is for when it has not.
+            let anew = doubts.accepted.or_else(|| options.island.filter(|_| doubts.removed));
+            let slot = if doubts.unfillable { &Standing::Nowhere } else { &slot };
+            upstream.open(archive, options, slot, anew, tell).await?
+        }
+    };
+    Ok(Prepared { slot, kept_from, resumption })
+}
+
+/// What `work` comes to, unless told to stop meanwhile.
+async fn unless_stopped<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    stop.run_until_cancelled(work).await.filter(|_| !stop.is_cancelled())
+}
+
+/// The end of a session that was told to stop before its stream began.
+async fn stopped(upstream: &Upstream) -> Result<Option<Finished>, ReceiveError> {
+    upstream.at_rest().await;
+    Ok(Some(Finished::Stopped))
+}
+
 /// One connection, over as many timelines as it shows. `None` if the server ended it.
 async fn session(
     upstream: &mut Upstream,
@@ -216,25 +308,10 @@ async fn session(
     tell: &mut impl FnMut(Event),
 ) -> Result<Option<Finished>, ReceiveError> {
     tell(Event::Connected(Box::new(options.conninfo.at(&upstream.session))));
-    doubts.sender_timeout = upstream.sender_timeout;
-    upstream.check(archive)?;
-    if options.synchronous && upstream.session.show("synchronous_commit").await? == "remote_apply" {
-        tell(Event::RemoteApply);
-    }
-    let slot = upstream.prepare_slot(options, std::mem::take(&mut doubts.slot_lost), tell).await?;
-    let mut kept_from = slot.position().map_or(Lsn::ZERO, |slot| slot.lsn().min(upstream.position.lsn()));
-    let mut resumption = match doubts.from {
-        Some(from) => {
-            let route = upstream.fetch_histories(archive, from.tli()).await?;
-            begin(archive, route, from.start_pos()).await?
-        }
-        None => {
-            // What the server still has is gone on with; an island is for when it has not.
-            let anew = doubts.accepted.or_else(|| options.island.filter(|_| doubts.removed));
-            let slot = if doubts.unfillable { &Standing::Nowhere } else { &slot };
-            upstream.open(archive, options, slot, anew, tell).await?
-        }
-    };
+    let preparing = prepare(upstream, archive, options, doubts, stop, tell);
+    let prepared = unless_stopped(stop, preparing).await;
+    let Some(prepared) = prepared else { return stopped(upstream).await };
+    let Prepared { slot, mut kept_from, mut resumption } = prepared?;
     tell(Event::Begins(resumption.start));
     if resumption.filling {
         tell(Event::Filling(resumption.start));
@@ -247,10 +324,12 @@ async fn session(
         let held = resumption.old.map_or(start, |old| start.at(old.valid));
         let server = upstream.position;
         let lost = |slot: &SlotName| ReceiveError::SlotLost { slot: slot.clone(), held, server };
-        if let (Slot::Existing(name), None) = (&options.slot, slot.position())
-            && upstream.is_slot_lost(options).await
-        {
-            return Err(lost(name));
+        if let (Slot::Existing(name), None) = (&options.slot, slot.position()) {
+            match unless_stopped(stop, upstream.is_slot_lost(options)).await {
+                None => return Ok(Some(Finished::Stopped)),
+                Some(true) => return Err(lost(name)),
+                Some(false) => {}
+            }
         }
         if options.end.is_some_and(|end| start.lsn() > end) {
             return Ok(Some(Finished::EndPosition));
@@ -267,7 +346,8 @@ async fn session(
             }
             Err(ReceiveError::Session(e)) if is_removed(&e) && doubts.removed => {
                 if options.accept_gap != Some(held.lsn()) || doubts.accepted.is_some() {
-                    return Err(upstream.gap(options, held).await);
+                    let gap = unless_stopped(stop, upstream.gap(options, held)).await;
+                    return gap.map_or(Ok(Some(Finished::Stopped)), Err);
                 }
                 // It stays the same place until it is reached: one that moved on would lose more unseen.
                 let kept = slot.position().filter(|slot| slot.lsn() > held.lsn()).unwrap_or(upstream.position);
@@ -291,7 +371,10 @@ async fn session(
         if archive.list()?.stored(tail).partial {
             tell(Event::TailKept(tail));
         }
-        resumption = upstream.follow(archive, options, (start.tli(), old), next).await?;
+        let opened = archive.until(stop);
+        let followed = unless_stopped(stop, upstream.follow(&opened, options, (start.tli(), old), next)).await;
+        let Some(followed) = followed else { return stopped(upstream).await };
+        resumption = followed?;
         tell(Event::Switched(Pos::new(next.tli, next.at)));
         kept_from = next.at;
     }
@@ -320,7 +403,9 @@ async fn one_stream(
 ) -> Result<OneStream, ReceiveError> {
     let Resumption { start, old, mut writer, .. } = resumption;
     writer.bound(upstream.position.lsn());
-    match upstream.session.start_replication(options.slot.name(), start).await {
+    let starting = unless_stopped(stop, upstream.session.start_replication(options.slot.name(), start));
+    let Some(started) = starting.await else { return Ok(OneStream::Finished(Finished::Stopped)) };
+    match started {
         Ok(Started::Streaming) => {}
         Ok(Started::TimelineEnded(next)) => return Ok(OneStream::Next(next, old)),
         Err(e) => {
@@ -390,13 +475,28 @@ async fn rest(wait: Duration, stop: &CancellationToken) -> bool {
 
 /// After the disk was full, waits until a segment fits again, unless told to stop. A disk that does
 /// not say how much room it has is tried again after a while.
-async fn room(archive: &Archive, stop: &CancellationToken) -> bool {
+async fn room(archive: &Archive, stop: &CancellationToken, tell: &mut impl FnMut(Event)) -> bool {
+    let mut told = Instant::now();
     while archive.room().is_ok_and(|room| room < archive.size().bytes()) {
+        if told.elapsed() >= STILL_FULL {
+            told = Instant::now();
+            tell(Event::StillFull);
+        }
         if !rest(ROOM_AGAIN, stop).await {
             return false;
         }
     }
     true
+}
+
+/// Whether it is this server that does not fit what is held.
+fn unfit(error: &ReceiveError) -> bool {
+    matches!(
+        error,
+        ReceiveError::Ahead { standby: true, .. }
+            | ReceiveError::OtherCluster { .. }
+            | ReceiveError::OtherHistory { .. }
+    )
 }
 
 fn is_full(error: &ReceiveError) -> bool {

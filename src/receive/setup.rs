@@ -1,8 +1,10 @@
 //! From a fresh connection to a stream: who the server is, the slot, where to begin.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Mutex;
 
 use super::{Event, Gap, Options, ReceiveError, Slot};
 use crate::archive::{Archive, ArchiveError, OldEnd, Resumption};
@@ -33,6 +35,8 @@ pub struct Upstream {
     pub sender_timeout: Option<Duration>,
     /// Whether it is a standby; servers before 14 do not say.
     pub standby: Option<bool>,
+    /// Held by the thread that works on the archive, also when nobody waits for it any more.
+    busy: Arc<Mutex<()>>,
 }
 
 /// Where the slot stands.
@@ -84,6 +88,7 @@ impl Upstream {
             file_mode: 0o600 | group,
             sender_timeout,
             standby,
+            busy: Arc::default(),
         })
     }
 
@@ -163,7 +168,7 @@ impl Upstream {
         let conninfo = options.conninfo.at(&self.session);
         let session = Session::connect(&conninfo, Purpose::Sql, &options.application_name);
         let Ok(mut session) = session.await else { return false };
-        let rows = session.query(&sql).await.unwrap_or_default();
+        let rows = session.look_up(&sql).await.unwrap_or_default();
         rows.first().and_then(|row| row.first()?.as_deref()) == Some("lost")
     }
 
@@ -189,11 +194,12 @@ impl Upstream {
         application_name: &str,
         name: &SlotName,
     ) -> Result<Option<Standing>, ReceiveError> {
-        let sql = format!("select restart_lsn from pg_replication_slots where slot_name = '{}'", name.as_str());
+        let sql =
+            format!("select restart_lsn, slot_type from pg_replication_slots where slot_name = '{}'", name.as_str());
         let conninfo = conninfo.at(&self.session);
         let session = Session::connect(&conninfo, Purpose::Sql, application_name);
         let rows = match session.await {
-            Ok(mut session) => session.query(&sql).await,
+            Ok(mut session) => session.look_up(&sql).await,
             Err(e) if e.is_transient() => return Err(e.into()),
             Err(e) => return Ok(Some(Standing::Untold(e.to_string()))),
         };
@@ -203,6 +209,11 @@ impl Upstream {
             Err(e) => return Ok(Some(Standing::Untold(e.to_string()))),
         };
         let Some(row) = rows.first() else { return Ok(None) };
+        // One that is not ours must not be taken for one of ours that keeps nothing, and be dropped.
+        if row.get(1).and_then(Option::as_deref) != Some("physical") {
+            let reason = "it is not a physical one".to_owned();
+            return Err(ReceiveError::SlotPosition { slot: name.clone(), reason });
+        }
         let restart = row.first().and_then(Option::as_ref).map(|text| text.parse::<Lsn>());
         Ok(Some(match restart.transpose() {
             // The slot's timeline is not told; a slot that is used stands on the server's own.
@@ -229,7 +240,7 @@ impl Upstream {
         };
         let held = {
             let archive = archive.clone();
-            blocking(move || archive.resume(kept_from)).await?
+            self.blocking(move || archive.resume(kept_from)).await?
         };
         if let Some(resumption) = held {
             let reaches =
@@ -246,7 +257,7 @@ impl Upstream {
             None => self.first_start(options, slot, tell)?,
         };
         let route = self.fetch_histories(archive, start.tli()).await?;
-        begin(archive, route, start).await
+        self.begin(archive, route, start).await
     }
 
     /// Where an empty archive begins. A slot whose position is not told may keep WAL from before the
@@ -288,7 +299,7 @@ impl Upstream {
             // Another receiver, whose folder this was, may not have kept it.
             let history = {
                 let archive = archive.clone();
-                blocking(move || archive.history(held)).await
+                self.blocking(move || archive.history(held)).await
             };
             match history {
                 Err(ArchiveError::NoHistory(_)) => drop(self.fetch_histories(archive, held).await?),
@@ -304,7 +315,7 @@ impl Upstream {
             return Err(ReceiveError::OtherHistory { held, server: self.position.tli() });
         };
         if resumption.start.lsn() < switch.at {
-            store(archive, histories).await?;
+            self.store(archive, histories).await?;
             return Ok(resumption);
         }
         let next = NextTimeline { tli: histories.route.after(held), at: switch.at };
@@ -322,7 +333,7 @@ impl Upstream {
         let conninfo = options.conninfo.at(&self.session);
         let session = Session::connect(&conninfo, Purpose::Sql, &options.application_name);
         let Ok(mut session) = session.await else { return false };
-        let rows = session.query("select pg_is_in_recovery()").await.unwrap_or_default();
+        let rows = session.look_up("select pg_is_in_recovery()").await.unwrap_or_default();
         rows.first().and_then(|row| row.first()?.as_deref()) == Some("t")
     }
 
@@ -359,8 +370,8 @@ impl Upstream {
         {
             return Err(ReceiveError::ForkedBefore { from, to: next.tli, at: next.at, held });
         }
-        let route = store(archive, histories).await?;
-        begin(archive, route, Pos::new(next.tli, next.at)).await
+        let route = self.store(archive, histories).await?;
+        self.begin(archive, route, Pos::new(next.tli, next.at)).await
     }
 
     /// Has the history of `tli`, and those of all its ancestors, in the archive before the first
@@ -371,7 +382,7 @@ impl Upstream {
         tli: TimelineId,
     ) -> Result<History, ReceiveError> {
         let histories = self.ask_histories(tli).await?;
-        store(archive, histories).await
+        self.store(archive, histories).await
     }
 
     /// All of them together are bounded: a server may name what it likes.
@@ -423,40 +434,53 @@ struct Histories {
     files: Vec<(History, Bytes)>,
 }
 
-/// Keeps history files. A timeline of which WAL is held has one past and no other.
-/// Opens the archive at the start of the segment that holds `at`.
-pub(super) async fn begin(archive: &Archive, route: History, at: Pos) -> Result<Resumption, ReceiveError> {
-    let segment = Segment::containing(at, archive.size());
-    let archive = archive.clone();
-    Ok(blocking(move || archive.begin(&route, segment)).await?)
-}
+impl Upstream {
+    /// Opens the archive at the start of the segment that holds `at`.
+    pub(super) async fn begin(&self, archive: &Archive, route: History, at: Pos) -> Result<Resumption, ReceiveError> {
+        let segment = Segment::containing(at, archive.size());
+        let archive = archive.clone();
+        Ok(self.blocking(move || archive.begin(&route, segment)).await?)
+    }
 
-async fn store(archive: &Archive, histories: Histories) -> Result<History, ReceiveError> {
-    let archive = archive.clone();
-    let Histories { route, files } = histories;
-    blocking(move || {
-        let held = archive.list()?.timelines();
-        for (history, _) in files.iter().filter(|(history, _)| held.contains(&history.tli())) {
-            match archive.history(history.tli()) {
-                Ok(ours) if ours != *history => {
-                    return Err(ReceiveError::OtherHistory { held: ours.tli(), server: route.tli() });
+    /// Keeps history files. A timeline of which WAL is held has one past and no other.
+    async fn store(&self, archive: &Archive, histories: Histories) -> Result<History, ReceiveError> {
+        let archive = archive.clone();
+        let Histories { route, files } = histories;
+        self.blocking(move || {
+            let held = archive.list()?.timelines();
+            for (history, _) in files.iter().filter(|(history, _)| held.contains(&history.tli())) {
+                match archive.history(history.tli()) {
+                    Ok(ours) if ours != *history => {
+                        return Err(ReceiveError::OtherHistory { held: ours.tli(), server: route.tli() });
+                    }
+                    Ok(_) | Err(ArchiveError::NoHistory(_)) => {}
+                    Err(e) => return Err(e.into()),
                 }
-                Ok(_) | Err(ArchiveError::NoHistory(_)) => {}
-                Err(e) => return Err(e.into()),
             }
-        }
-        for (history, content) in files {
-            archive.store_history(history.tli(), &content)?;
-        }
-        Ok(route)
-    })
-    .await
-}
+            for (history, content) in files {
+                archive.store_history(history.tli(), &content)?;
+            }
+            Ok(route)
+        })
+        .await
+    }
 
-/// Runs what waits for the disk off the task. A panic in it goes on here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    /// Runs what waits for the disk off the task. A panic in it goes on here. Whoever drops this before
+    /// its end must wait for [`Upstream::at_rest`] before the archive's lock is let go.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let busy = Arc::clone(&self.busy).lock_owned().await;
+        let work = move || {
+            let _busy = busy;
+            work()
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(e) => std::panic::resume_unwind(e.into_panic()),
+        }
+    }
+
+    /// Waits until nothing works on the archive.
+    pub(super) async fn at_rest(&self) {
+        drop(self.busy.lock().await);
     }
 }

@@ -107,7 +107,7 @@ pub async fn ask(session: &mut Session) -> Result<Server, ServerError> {
 
 async fn ask_all(session: &mut Session) -> Result<Server, ServerError> {
     let version = session.parameter("server_version").unwrap_or_default().to_owned();
-    let rows = session.query(SELF).await?;
+    let rows = session.look_up(SELF).await?;
     let columns = rows.into_iter().next().ok_or(ServerError::Answer("it says nothing of itself"))?;
     let mut columns = columns.into_iter();
     let mut next = || columns.next().flatten();
@@ -121,7 +121,7 @@ async fn ask_all(session: &mut Session) -> Result<Server, ServerError> {
     let limit: i64 =
         next().and_then(|text| text.parse().ok()).ok_or(ServerError::Answer("it has no max_slot_wal_keep_size"))?;
     let max_slot_wal_keep_size = u64::try_from(limit).ok().map(|mib| mib.saturating_mul(1 << 20));
-    let rows = session.query(SLOTS).await?;
+    let rows = session.look_up(SLOTS).await?;
     let slots = rows.into_iter().map(|row| SlotStatus::from_row(row, position)).collect();
     Ok(Server { system_identifier, version, standby, timeline, position, clock, max_slot_wal_keep_size, slots })
 }

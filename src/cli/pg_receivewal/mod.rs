@@ -45,7 +45,7 @@ pub(super) fn run(arguments: Vec<OsString>) -> ExitCode {
         }
         Ok(Asked::Work(options)) => work(&options),
         Err(Refusal(lines)) => {
-            lines.iter().for_each(|line| eprintln!("{line}"));
+            lines.iter().for_each(|line| super::complain(line));
             ExitCode::FAILURE
         }
     }

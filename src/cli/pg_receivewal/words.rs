@@ -96,11 +96,11 @@ This is walhold under the name of pg_receivewal; walhold --help shows what else 
 
 /// Prints a line that is neither error nor warning.
 pub(super) fn line(text: &str) {
-    eprintln!("{NAME}: {text}");
+    crate::cli::complain(&format_args!("{NAME}: {text}"));
 }
 
 fn warning(text: &str) {
-    eprintln!("{NAME}: warning: {text}");
+    crate::cli::complain(&format_args!("{NAME}: warning: {text}"));
 }
 
 /// Why it does not go on.
@@ -133,12 +133,12 @@ impl Said {
 
     /// Prints it.
     pub(super) fn print(&self) {
-        eprintln!("{NAME}: error: {}", self.message);
+        crate::cli::complain(&format_args!("{NAME}: error: {}", self.message));
         if let Some(hint) = &self.hint {
-            eprintln!("{NAME}: hint: {hint}");
+            crate::cli::complain(&format_args!("{NAME}: hint: {hint}"));
         }
         if self.disconnected {
-            eprintln!("{NAME}: error: disconnected");
+            crate::cli::complain(&format_args!("{NAME}: error: disconnected"));
         }
     }
 }
@@ -317,6 +317,9 @@ impl<'a> Teller<'a> {
                 before.lsn()
             )),
             Event::SlotLost(name) => warning(&format!("replication slot \"{name}\" has lost its WAL and was dropped")),
+            // This name makes no slots while it receives.
+            Event::SlotLeft { .. } => {}
+            Event::StillFull => warning("there is still no room for a segment; waiting for it"),
             Event::SlotMade(name) => line(&format!("created replication slot \"{name}\"")),
             Event::RemoteApply => {
                 warning("synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever");
@@ -390,7 +393,11 @@ impl<'a> Teller<'a> {
 
 /// Warnings of the rooms below, in the same form.
 pub(super) fn start_log() {
-    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(Level::WARN).event_format(Form);
+    let log = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .log_internal_errors(false)
+        .with_max_level(Level::WARN)
+        .event_format(Form);
     // A second start, as tests make it, leaves the first in place.
     let _ = log.try_init();
 }
