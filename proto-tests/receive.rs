@@ -155,7 +155,8 @@ impl Peer {
     /// Answers an SQL session's question where the slot is.
     async fn answer_slot_query(mut self, version: &str, answer: Vec<u8>) {
         self.log_in(version).await;
-        self.answer("select restart_lsn from pg_replication_slots where slot_name = 'walhold'", answer).await;
+        let physical = "slot_name = 'walhold' and slot_type = 'physical'";
+        self.answer(&format!("select restart_lsn from pg_replication_slots where {physical}"), answer).await;
         self.expect_close().await;
     }
 
@@ -784,7 +785,15 @@ async fn a_hole_that_the_slot_keeps_the_wal_of_is_filled() {
             peer.introduce(&node).await;
             peer.answer(READ_SLOT, slot_at(START + SIZE + 200_000)).await;
             peer.stream(true, START + SIZE, 1).await;
-            peer.send_log(&sent, START + SIZE, sent.at()).await;
+            peer.send_log(&sent, START + SIZE, START + 3 * SIZE + 10_000).await;
+            // What is held behind the hole is not received again.
+            peer.flushed(START + 3 * SIZE).await;
+            peer.expect_copy_done().await;
+            peer.send_all([copy_done(), complete("START_STREAMING"), complete("START_REPLICATION"), ready()]).await;
+            let (system, at) = (node.system.to_string(), text(node.at));
+            peer.answer("IDENTIFY_SYSTEM", single_row(&[Some(&system), Some("1"), Some(&at), None])).await;
+            peer.stream(true, START + 5 * SIZE, 1).await;
+            peer.send_log(&sent, START + 5 * SIZE, sent.at()).await;
             peer.flushed(sent.at()).await;
             stop.cancel();
             peer.flushed(sent.at()).await;
@@ -794,6 +803,55 @@ async fn a_hole_that_the_slot_keeps_the_wal_of_is_filled() {
     ran.stopped();
     assert!(ran.events.iter().any(|event| matches!(event, Event::Filling(_))));
     client.assert_holds(1, &log, START, log.at());
+}
+
+/// What is held behind a hole, and does not follow from what fills it, is another past.
+#[tokio::test]
+async fn a_hole_is_not_joined_to_what_does_not_follow() {
+    let log = log_to(START + 5 * SIZE + 100_000);
+    let mut client = Client::with_slot().holding(&log, START + SIZE + 300_000);
+    let mut bytes = log.bytes[(3 * SIZE) as usize..(4 * SIZE) as usize].to_vec();
+    // Behind the page's header.
+    bytes[40] ^= 1;
+    fs::write(client.path(&format!("00000001{:016X}", START / SIZE + 3)), &bytes).unwrap();
+    let (sent, node) = (log.clone(), Node::with(&log));
+    let ran = client
+        .against(async move |mut door, _| {
+            let mut peer = door.next().await;
+            peer.introduce(&node).await;
+            peer.answer(READ_SLOT, slot_at(START + SIZE + 200_000)).await;
+            peer.stream(true, START + SIZE, 1).await;
+            peer.send_log(&sent, START + SIZE, START + 3 * SIZE).await;
+            peer.flushes_until_close(START + 3 * SIZE).await;
+        })
+        .await;
+    let error = ran.error();
+    assert!(matches!(error, ReceiveError::Diverged(_)), "{error:?}");
+    assert!(fs::read(client.path(&format!("00000001{:016X}", START / SIZE + 3))).unwrap() == bytes);
+}
+
+/// A server that says nothing does not hold up a stop before the stream begins.
+#[tokio::test]
+async fn a_stop_is_seen_before_the_stream() {
+    for streams in [false, true] {
+        let mut client = Client::with_slot();
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&NODE).await;
+                if streams {
+                    peer.answer(READ_SLOT, slot_at(START)).await;
+                    peer.expect_command(&start_command(true, START, 1)).await;
+                } else {
+                    peer.expect_command(READ_SLOT).await;
+                }
+                stop.cancel();
+                timeout(Duration::from_secs(10), peer.expect_close()).await.expect("a prompt end");
+            })
+            .await;
+        ran.stopped();
+        assert_eq!(ran.disconnections(), 0);
+    }
 }
 
 /// An archive that reaches the island's start goes on at its own end.
@@ -1941,6 +1999,7 @@ async fn a_history_that_the_folder_lacks_is_fetched_before_more_wal() {
             peer.expect_command(&start_command(false, START, 2)).await;
             assert_eq!(fs::read_to_string(folder.join("00000002.history")).unwrap(), content);
             peer.send(copy_both()).await;
+            peer.status().await;
             stop.cancel();
             peer.end_by_client().await;
         })

@@ -118,7 +118,10 @@ impl Archive {
         let holes = listing.holes(tli);
         let owed = kept_from.and_then(|kept| holes.iter().find(|(_, behind)| behind.start() > kept));
         let end = if stored.complete { segment.next() } else { segment };
-        let resumption = self.begin(&self.route(tli)?, owed.map_or(end, |(first, _)| *first))?;
+        let mut resumption = self.begin(&self.route(tli)?, owed.map_or(end, |(first, _)| *first))?;
+        if owed.is_some() {
+            resumption.writer.fill();
+        }
         Ok(Some(Resumption { after_hole: !holes.is_empty(), filling: owed.is_some(), ..resumption }))
     }
 

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::{Archive, ArchiveError, Durable, Form, SegmentReader, Written};
+use super::read::walk_segment;
+use super::{Archive, ArchiveError, Durable, Form, SegmentReader, Stopped, Stored, Written};
 use crate::codec::Codec;
 use crate::disk::{Access, DiskError, File, Synced, Trouble};
 use crate::wal::{Broken, Chain, HistoryFile, Lsn, Pos, Segment, SegmentSize, TimelineId};
@@ -76,6 +77,10 @@ pub enum WriteError {
     /// What arrives is not what is held, or does not follow from it. Nothing of it was written.
     #[error("the server sends other WAL at {0} than what follows from the archive's")]
     Diverged(Pos),
+    /// No more is wanted here: a hole is filled, and what is held behind it follows from what came. All
+    /// that came before it is durable.
+    #[error("the hole is filled up to {0}")]
+    Filled(Pos),
 }
 
 impl From<DiskError> for WriteError {
@@ -108,6 +113,8 @@ pub struct Writer {
     /// End of the last whole record that was held when this writer began: the first record after it
     /// must link back to it.
     junction: Lsn,
+    /// It fills a hole, and ends where that does: what is held behind it is not written again.
+    filling: bool,
 }
 
 /// What has been taken in, on its way to the file.
@@ -210,7 +217,13 @@ impl Writer {
             body: Body::new(&archive, segment),
             archive,
             spare: Spare::default(),
+            filling: false,
         }
+    }
+
+    /// Ends with [`WriteError::Filled`] at the first segment that is held already.
+    pub(super) fn fill(&mut self) {
+        self.filling = true;
     }
 
     /// The next byte to be appended.
@@ -457,7 +470,32 @@ impl Writer {
         }
         self.reader = None;
         self.body.begin(segment.end());
+        if self.filling && self.archive.list()?.stored(segment.next()) != Stored::default() {
+            self.join(segment.next())?;
+            return Err(WriteError::Filled(segment.end_pos()));
+        }
         Ok(())
+    }
+
+    /// What is held behind a hole must go on with the record that the hole ends in, or link back to it.
+    fn join(&self, segment: Segment) -> Result<(), WriteError> {
+        let mut reader = match self.archive.open_segment(segment, Access::ReadDirect) {
+            Ok(Some(reader)) => reader,
+            // Whoever goes on there finds out what is wrong with it.
+            Ok(None) | Err(ArchiveError::Decode { .. }) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
+        let partial = reader.form().partial;
+        let mut through = self.chain.clone();
+        match walk_segment(&mut reader, &mut through, segment.end(), &mut |_| {}) {
+            Ok(Stopped::Invalid { broken, .. })
+                if broken.whole == self.chain.whole() && (!partial || broken.fault.is_of_another_past()) =>
+            {
+                Err(WriteError::Diverged(Pos::new(self.tli, broken.at)))
+            }
+            Ok(_) | Err(ArchiveError::Decode { .. }) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 }
 

@@ -157,6 +157,8 @@ impl From<WriteError> for ReceiveError {
             WriteError::Archive(e) => Self::Archive(e),
             WriteError::Broken { tli, broken } => Self::NotValid { tli, broken },
             WriteError::Diverged(at) => Self::Diverged(at),
+            // The pipe knows it for what it is.
+            WriteError::Filled(_) => Self::Ended,
         }
     }
 }

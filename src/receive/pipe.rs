@@ -34,20 +34,34 @@ pub(super) enum Notice {
 pub(super) struct Pipe {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) notices: mpsc::UnboundedReceiver<Notice>,
-    thread: JoinHandle<Result<(), WriteError>>,
+    thread: JoinHandle<Result<Closed, WriteError>>,
+}
+
+/// How the writer has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Closed {
+    /// No more was to come.
+    Told,
+    /// It has filled the hole that it was to fill.
+    Filled,
 }
 
 impl Pipe {
     pub(super) fn new(writer: Writer) -> Result<Self, ReceiveError> {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (tell, notices) = mpsc::unbounded_channel();
-        let thread = std::thread::Builder::new().name("writer".into()).spawn(move || work(writer, queue, &tell));
+        let thread =
+            std::thread::Builder::new().name("writer".into()).spawn(move || match work(writer, queue, &tell) {
+                Ok(()) => Ok(Closed::Told),
+                Err(WriteError::Filled(_)) => Ok(Closed::Filled),
+                Err(e) => Err(e),
+            });
         Ok(Self { commands, notices, thread: thread.map_err(ReceiveError::Thread)? })
     }
 
     /// Lets the thread write and sync what is queued, and waits for it. If it has failed, this says
     /// why.
-    pub(super) async fn close(self) -> Result<(), ReceiveError> {
+    pub(super) async fn close(self) -> Result<Closed, ReceiveError> {
         drop(self.commands);
         drop(self.notices);
         let thread = self.thread;

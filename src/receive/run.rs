@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::pipe::Pipe;
+use super::pipe::{Closed, Pipe};
 use super::retry::{Outage, Setback, random};
 use super::setup::{Standing, Upstream};
 use super::stream::{Ended, stream};
@@ -62,7 +62,7 @@ pub async fn receive(
                 }
             };
             target = Some(upstream.session.target().to_owned());
-            session(&mut upstream, archive, options, &mut doubts, stop, tell).await
+            Box::pin(session(&mut upstream, archive, options, &mut doubts, stop, tell)).await
         };
         let error = match round.await {
             Ok(Some(finished)) => return Ok(finished),
@@ -74,9 +74,9 @@ pub async fn receive(
         }
         let now = Instant::now();
         let asked_again = doubts.may_ask_again(&error, archive, tell);
-        let elsewhere = doubts.pass_over(&error, target, &options.conninfo);
-        let another_may_do = elsewhere.is_some() || unfit(&error) && doubts.one_is_behind;
-        let outlook = if another_may_do { Outlook::Passes } else { doubts.outlook(now, &error) };
+        let unfit = doubts.pass_over(&error, target, &options.conninfo);
+        let outlook = if unfit.passes { Outlook::Passes } else { doubts.outlook(now, &error) };
+        let elsewhere = unfit.elsewhere;
         let passed_over = elsewhere.is_some().then(|| doubts.passed_over.last().cloned()).flatten();
         conninfo = elsewhere.unwrap_or_else(|| options.conninfo.clone());
         if !asked_again && (options.retry.is_none() || outlook == Outlook::Final) {
@@ -125,6 +125,14 @@ struct Doubts {
     target: Option<String>,
 }
 
+/// What comes of a server that does not fit what is held.
+struct Unfit {
+    /// Where to connect next, if not to any of the list.
+    elsewhere: Option<Conninfo>,
+    /// One of the list may do, now or later.
+    passes: bool,
+}
+
 /// What is to be expected after an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Outlook {
@@ -158,15 +166,17 @@ impl Doubts {
     /// Where to connect next, if it is this server that does not fit and another of the list may: a
     /// standby that is behind, a primary of the past, another cluster. When none is left, all are tried
     /// again.
-    fn pass_over(&mut self, error: &ReceiveError, target: Option<String>, conninfo: &Conninfo) -> Option<Conninfo> {
-        let unfit = unfit(error);
+    fn pass_over(&mut self, error: &ReceiveError, target: Option<String>, conninfo: &Conninfo) -> Unfit {
+        let unfit = is_unfit(error);
         self.passed_over.extend(target.filter(|_| unfit));
         self.one_is_behind |= matches!(error, ReceiveError::Ahead { standby: true, .. });
         let elsewhere = if unfit { conninfo.without(&self.passed_over) } else { None };
+        let mut passes = elsewhere.is_some();
         if elsewhere.is_none() {
             self.passed_over.clear();
+            passes = std::mem::take(&mut self.one_is_behind) && unfit;
         }
-        elsewhere
+        Unfit { elsewhere, passes }
     }
 
     fn outlook(&mut self, now: Instant, error: &ReceiveError) -> Outlook {
@@ -289,7 +299,17 @@ async fn prepare(
 
 /// What `work` comes to, unless told to stop meanwhile.
 async fn unless_stopped<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
-    stop.run_until_cancelled(work).await.filter(|_| !stop.is_cancelled())
+    // In a box: one future holds all that come after one another in it, and a thread's stack is small.
+    stop.run_until_cancelled(Box::pin(work)).await.filter(|_| !stop.is_cancelled())
+}
+
+fn announce(resumption: &Resumption, tell: &mut impl FnMut(Event)) {
+    tell(Event::Begins(resumption.start));
+    if resumption.filling {
+        tell(Event::Filling(resumption.start));
+    } else if resumption.after_hole {
+        tell(Event::AfterHole(resumption.start));
+    }
 }
 
 /// The end of a session that was told to stop before its stream began.
@@ -312,13 +332,8 @@ async fn session(
     let prepared = unless_stopped(stop, preparing).await;
     let Some(prepared) = prepared else { return stopped(upstream).await };
     let Prepared { slot, mut kept_from, mut resumption } = prepared?;
-    tell(Event::Begins(resumption.start));
-    if resumption.filling {
-        tell(Event::Filling(resumption.start));
-    } else if resumption.after_hole {
-        tell(Event::AfterHole(resumption.start));
-    }
-    let filling = resumption.filling;
+    announce(&resumption, tell);
+    let mut filling = resumption.filling;
     loop {
         let start = resumption.start;
         let held = resumption.old.map_or(start, |old| start.at(old.valid));
@@ -338,6 +353,16 @@ async fn session(
         let (next, old) = match streamed {
             Ok(OneStream::Finished(finished)) => return Ok(Some(finished)),
             Ok(OneStream::ServerShutdown) => return Ok(None),
+            Ok(OneStream::Filled) => {
+                upstream.position = upstream.session.identify_system().await?.position;
+                let opened = archive.until(stop);
+                let opening = upstream.open(&opened, options, &slot, None, tell);
+                let Some(next) = unless_stopped(stop, opening).await else { return stopped(upstream).await };
+                resumption = next?;
+                announce(&resumption, tell);
+                filling = resumption.filling;
+                continue;
+            }
             Ok(OneStream::Next(next, old)) => (next, old),
             Err(ReceiveError::Session(e)) if is_removed(&e) && doubts.removed && filling => {
                 // The hole stays, and is told; what comes after it must not be lost too.
@@ -388,6 +413,8 @@ fn is_removed(e: &SessionError) -> bool {
 enum OneStream {
     Finished(Finished),
     ServerShutdown,
+    /// What a hole lacked has come: what is held goes on behind it.
+    Filled,
     /// The timeline that follows, and what is held of the one that ended.
     Next(NextTimeline, Option<OldEnd>),
 }
@@ -432,11 +459,15 @@ async fn one_stream(
         _ => None,
     };
     // What the writer has to say goes before a lost connection: it may be the reason.
-    pipe.close().await?;
+    let filled = pipe.close().await? == Closed::Filled;
     doubts.passed(receiver.received());
     let received = OldEnd { valid: receiver.received(), touched: receiver.received() };
     match streamed? {
         Ended::ServerShutdown => Ok(OneStream::ServerShutdown),
+        Ended::WriterGone if filled => match unless_stopped(stop, upstream.session.end_stream()).await {
+            None => Ok(OneStream::Finished(Finished::Stopped)),
+            Some(ended) => ended.map(|_| OneStream::Filled).map_err(Into::into),
+        },
         Ended::WriterGone => Err(ReceiveError::Ended),
         Ended::By(Ending::Timeline) => match end.transpose()? {
             Some(StreamEnd::NextTimeline(next)) => Ok(OneStream::Next(next, Some(received))),
@@ -490,7 +521,7 @@ async fn room(archive: &Archive, stop: &CancellationToken, tell: &mut impl FnMut
 }
 
 /// Whether it is this server that does not fit what is held.
-fn unfit(error: &ReceiveError) -> bool {
+fn is_unfit(error: &ReceiveError) -> bool {
     matches!(
         error,
         ReceiveError::Ahead { standby: true, .. }

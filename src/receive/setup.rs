@@ -194,8 +194,10 @@ impl Upstream {
         application_name: &str,
         name: &SlotName,
     ) -> Result<Option<Standing>, ReceiveError> {
-        let sql =
-            format!("select restart_lsn, slot_type from pg_replication_slots where slot_name = '{}'", name.as_str());
+        // A logical one must not be taken for one of ours that keeps nothing, and be dropped: the server
+        // refuses to make, or to use, a slot of its name.
+        let physical = format!("slot_name = '{}' and slot_type = 'physical'", name.as_str());
+        let sql = format!("select restart_lsn from pg_replication_slots where {physical}");
         let conninfo = conninfo.at(&self.session);
         let session = Session::connect(&conninfo, Purpose::Sql, application_name);
         let rows = match session.await {
@@ -209,11 +211,6 @@ impl Upstream {
             Err(e) => return Ok(Some(Standing::Untold(e.to_string()))),
         };
         let Some(row) = rows.first() else { return Ok(None) };
-        // One that is not ours must not be taken for one of ours that keeps nothing, and be dropped.
-        if row.get(1).and_then(Option::as_deref) != Some("physical") {
-            let reason = "it is not a physical one".to_owned();
-            return Err(ReceiveError::SlotPosition { slot: name.clone(), reason });
-        }
         let restart = row.first().and_then(Option::as_ref).map(|text| text.parse::<Lsn>());
         Ok(Some(match restart.transpose() {
             // The slot's timeline is not told; a slot that is used stands on the server's own.

@@ -280,3 +280,16 @@ proptest::proptest! {
         proptest::prop_assert_eq!(found.expose_secret(), password.as_str());
     }
 }
+
+#[test]
+fn servers_that_do_not_fit_are_left_out() {
+    let all = conninfo("host=a,b,/run port=1,2,3").unwrap();
+    let left = |targets: &[&str]| {
+        let targets: Vec<_> = targets.iter().map(|&target| target.to_owned()).collect();
+        all.without(&targets).map(|left| left.hosts)
+    };
+    assert_eq!(left(&["a:1"]), Some(vec![tcp("b", 2), sockets(&["/run"], 3)]));
+    assert_eq!(left(&["b:2 (10.0.0.1)", "/run/.s.PGSQL.3"]), Some(vec![tcp("a", 1)]));
+    assert_eq!(left(&["a:11"]).map(|hosts| hosts.len()), Some(3));
+    assert_eq!(left(&["a:1", "b:2", "/run/.s.PGSQL.3"]), None);
+}
