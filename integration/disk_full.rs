@@ -42,7 +42,8 @@ pub(crate) fn slot_dropped(room: &Room) -> Outcome {
     };
     let primary = Cluster::new(room, "primary");
     let repo = disk.0.join("repo");
-    let guarded = ["--max-slot-lag", "4MB", "--on-slot-lag", "drop"];
+    // Compressed, nearly all of it may find room.
+    let guarded = ["--max-slot-lag", "4MB", "--on-slot-lag", "drop", "-Z", "none"];
     let receiver = receive(room, &repo, &primary.conninfo(), &guarded);
     receiver.wait_until_it_streams(&primary);
     primary.rows("create table bulk as select i, repeat(md5(i::text), 10) from generate_series(1, 40000) i"); // some 15 MB
