@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::backup::{backup, restored, verify};
-use crate::cluster::{Cluster, Setup, Stop};
+use crate::cluster::{Cluster, Lsn, Setup, Stop};
 use crate::crash::{Moments, rounds};
 use crate::load::{Load, compare};
 use crate::program::{Running, receive, start, walhold};
@@ -221,8 +221,10 @@ pub(crate) fn slot_lost(room: &Room) -> Outcome {
         receiver.terminate().expect(0);
     }
     primary.wait_for_no_receiver();
-    let held = primary.slot_position("walhold").unwrap().to_string();
-    let segment = primary.sql(&format!("select pg_walfile_name('{held}')"));
+    let held = primary.slot_position("walhold").unwrap();
+    // The one that comes next: of a boundary the function names the one before.
+    let segment = primary.sql(&format!("select pg_walfile_name('{}')", Lsn(held.0 + 1)));
+    let held = held.to_string();
     wait_until("the slots to lose their WAL", SOON, || {
         primary.switch_segment();
         primary.rows("checkpoint");

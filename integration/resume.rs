@@ -268,7 +268,8 @@ fn receive_some(room: &Room, primary: &Cluster<'_>, repo: &Path) -> Lsn {
 /// Writes and checkpoints until the segment that holds `position` is gone.
 #[track_caller]
 pub(crate) fn recycle(primary: &Cluster<'_>, position: Lsn) {
-    let name = primary.sql(&format!("select pg_walfile_name('{position}')"));
+    // Of a boundary the function names the segment before.
+    let name = primary.sql(&format!("select pg_walfile_name('{}')", Lsn(position.0 + 1)));
     for _ in 0..100 {
         primary.switch_segment();
         primary.rows("checkpoint");
