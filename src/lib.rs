@@ -7,7 +7,7 @@
 //! The map, from the command line down; nothing below uses anything above:
 //!
 //! * [`cli`]: one file a command; here alone is anything printed, and an exit code chosen.
-//! * [`backup`], [`receive`], [`verify`], [`restore`], [`drill`], [`status`]: the engines. They emit events and
+//! * [`backup`], [`basebackup`], [`receive`], [`verify`], [`restore`], [`drill`], [`status`]: the engines. They emit events and
 //!   return values.
 //! * [`repository`]: one cluster's archive and backups in a directory; names, locks, seals.
 //! * [`archive`]: a folder of WAL; the only place that can say that WAL is durable, or a backup's whole.
@@ -20,6 +20,7 @@
 
 pub mod archive;
 pub mod backup;
+pub mod basebackup;
 pub mod cli;
 pub mod codec;
 pub mod connection;
