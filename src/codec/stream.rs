@@ -171,7 +171,8 @@ mod tests {
                     encoder.write_all(piece).unwrap();
                 }
                 let packed = encoder.finish().unwrap();
-                assert!(packed.len() < data.len() / 2 + 100, "{compression:?}: {}", packed.len());
+                let fast = compression == zstd(Some(-131_072), 0, false);
+                assert!(fast || packed.len() < data.len() / 2 + 100, "{compression:?}: {}", packed.len());
                 if let Some(read) = stock(program, &["-dc"], packed) {
                     assert!(read == data, "{compression:?}");
                 }
