@@ -9,8 +9,8 @@ use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing::{info, warn};
 
-use super::Failure;
 use super::values::{mapping, owner};
+use super::{Failure, signals};
 use crate::disk::Real;
 use crate::repository::{Repository, Which};
 use crate::restore::{Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, lay_down, plan};
@@ -61,13 +61,28 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         info!("{note}");
     }
     info!("restoring backup {} to {}", plan.backup.id, plan.target.path.display());
-    let mut teller = Teller::new(&plan);
-    let restored = lay_down(&repository, &plan, &mut |event| {
-        teller.tell(&event);
-        ControlFlow::Continue(())
-    });
-    teller.bar.finish_and_clear();
-    report(&plan, &restored?, began)
+    let (plan, restored) = laid_down(repository, plan)?;
+    report(&plan, &restored, began)
+}
+
+/// Does it, and undoes it if it is told to stop.
+fn laid_down(repository: Repository, plan: Plan) -> Result<(Plan, Restored), Failure> {
+    super::runtime()?.block_on(async {
+        let stop = signals::stop()?;
+        // It blocks, and signals are waited for here.
+        let work = tokio::task::spawn_blocking(move || {
+            let mut teller = Teller::new(&plan);
+            let restored = lay_down(&repository, &plan, &mut |event| {
+                teller.tell(&event);
+                if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            teller.bar.finish_and_clear();
+            restored.map(|restored| (plan, restored))
+        });
+        work.await
+            .map_err(|e| Failure::error(format!("the restore broke off: {e}")).hint("please report this"))?
+            .map_err(Failure::from)
+    })
 }
 
 impl Arguments {
