@@ -24,9 +24,13 @@ pub(super) struct Arguments {
     /// Repository
     #[arg(long, value_name = "DIR", env = "WALHOLD_REPO")]
     repo: PathBuf,
-    /// Data directory to make; it must not exist, or be empty
+    /// Data directory to make; it must not exist, or be empty, except with --delta
     #[arg(short = 'D', long, value_name = "DIR")]
     pgdata: PathBuf,
+    /// Let the data directory be there: one of the same cluster, without a running server, or a
+    /// restore that was cut off. Files that equal the backup stay, all else in it is rewritten or removed
+    #[arg(long)]
+    delta: bool,
     /// Print what would be done, and do nothing
     #[arg(long)]
     plan: bool,
@@ -98,6 +102,7 @@ impl Arguments {
             which: self.backup,
             target: self.pgdata.clone(),
             mappings: self.tablespace_mapping.clone(),
+            delta: self.delta,
             owner: self.owner,
             goal,
             program,
@@ -138,7 +143,14 @@ impl Teller {
 
     fn tell(&mut self, event: &RestoreEvent) {
         match event {
-            RestoreEvent::Progress { done, .. } => self.bar.set_position(*done),
+            RestoreEvent::Comparing { done, total } => {
+                self.bar.set_length(*total);
+                self.bar.set_position(*done);
+            }
+            RestoreEvent::Progress { done, total } => {
+                self.bar.set_length(*total);
+                self.bar.set_position(*done);
+            }
             RestoreEvent::Syncing => self.bar.suspend(|| info!("all files are there; making them durable")),
         }
     }

@@ -1,5 +1,6 @@
 //! What a restore would do, and whether it can succeed; nothing is written.
 
+mod delta;
 mod places;
 mod wal;
 
@@ -34,6 +35,8 @@ pub struct Plan {
     pub space: Vec<Space>,
     /// What the operator must know.
     pub notes: Vec<String>,
+    /// Whether the data directory is there, and what equals the backup stays.
+    pub delta: bool,
     #[serde(skip)]
     pub(super) goal: Goal,
     #[serde(skip)]
@@ -54,16 +57,34 @@ pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreE
     let (backup, _held) = repository.hold(repository.find(options.which)?.id)?;
     prove(repository, &backup)?;
     let (repo, program) = (absolute(repository.dir())?, absolute(&options.program)?);
-    let target = place(&**repository.disk(), &options.target)?;
-    let tablespaces = place_tablespaces(&**repository.disk(), &backup, &options.mappings)?;
+    let disk = &**repository.disk();
+    let target = match options.delta {
+        true => delta::target(disk, &options.target, backup.system_identifier)?,
+        false => place(disk, &options.target)?,
+    };
+    let tablespaces = place_tablespaces(disk, &backup, &target, &options.mappings)?;
     check_apart(&repo, &target, &tablespaces)?;
     let space = measure(repository, &backup, &target, &tablespaces)?;
     check_owner(options.owner, &program, &repo)?;
     let mut notes = notes(repository, &backup, options)?;
     let (wal, gap) = plan_wal(&repository.archive(), &backup, &options.goal, &mut notes)?;
-    let (goal, owner) = (options.goal.clone(), options.owner);
+    let (goal, owner, delta) = (options.goal.clone(), options.owner, target.filled);
     let repository = repo;
-    Ok(Plan { version: 1, backup, target, tablespaces, wal, space, notes, goal, owner, gap, repository, program })
+    Ok(Plan {
+        version: 1,
+        backup,
+        target,
+        tablespaces,
+        wal,
+        space,
+        notes,
+        delta,
+        goal,
+        owner,
+        gap,
+        repository,
+        program,
+    })
 }
 
 impl Plan {
@@ -126,7 +147,11 @@ impl fmt::Display for Plan {
         if !backup.label.is_empty() {
             writeln!(f, "label       {}", backup.label.escape_debug())?;
         }
-        let state = |place: &Place| if place.exists { "empty" } else { "new" };
+        let state = |place: &Place| match place {
+            Place { filled: true, .. } => "what differs is rewritten, what is not in the backup is removed",
+            Place { exists: true, .. } => "empty",
+            Place { .. } => "new",
+        };
         writeln!(f, "to          {} ({})", self.target.path.display(), state(&self.target))?;
         for tablespace in &self.tablespaces {
             let (oid, old) = (tablespace.oid, tablespace.old.display());

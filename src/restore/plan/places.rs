@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, Serializer};
 
 use super::super::{Mapping, Owner, RestoreError};
+use super::delta;
 use crate::disk::{Disk, EntryKind};
 use crate::repository::{Repository, Seal};
 
@@ -16,8 +17,10 @@ pub struct Place {
     /// Absolute.
     #[serde(serialize_with = "shown")]
     pub path: PathBuf,
-    /// Whether it is there, and empty.
+    /// Whether it is there. It is empty, then, unless it is `filled`.
     pub exists: bool,
+    /// Whether files are in it of which some may stay.
+    pub filled: bool,
 }
 
 /// Where a tablespace will lie.
@@ -45,7 +48,7 @@ pub struct Space {
     /// The first of the places on it.
     #[serde(serialize_with = "shown")]
     pub path: PathBuf,
-    /// Bytes that will be laid down on it.
+    /// Bytes that will be laid down on it, at most, less what is there and stays or is removed.
     pub needed: u64,
     /// Bytes that are free.
     pub available: u64,
@@ -70,12 +73,13 @@ pub(super) fn place(disk: &dyn Disk, path: &Path) -> Result<Place, RestoreError>
         Some(found) if found.kind == EntryKind::Directory && disk.list(&path)?.is_empty() => true,
         Some(_) => return Err(RestoreError::NotEmpty(path)),
     };
-    Ok(Place { path, exists })
+    Ok(Place { path, exists, filled: false })
 }
 
 pub(super) fn place_tablespaces(
     disk: &dyn Disk,
     backup: &Seal,
+    target: &Place,
     mappings: &[Mapping],
 ) -> Result<Vec<PlannedTablespace>, RestoreError> {
     for (index, mapping) in mappings.iter().enumerate() {
@@ -94,7 +98,7 @@ pub(super) fn place_tablespaces(
         let new = match mapped.map_or(&old, |mapping| &mapping.new) {
             _ if in_place && mapped.is_none() => None,
             path if !path.is_absolute() => return Err(RestoreError::NotAbsolute(path.clone())),
-            path => Some(place(disk, path)?),
+            path => Some(delta::tablespace(disk, target, tablespace.oid, path)?),
         };
         planned.push(PlannedTablespace { oid: tablespace.oid, old, new });
     }
@@ -110,6 +114,10 @@ pub(super) fn check_apart(repo: &Path, target: &Place, tablespaces: &[PlannedTab
         let real = resolved(&place.path)?;
         if real.starts_with(&repo) {
             return Err(RestoreError::InRepository(place.path.clone()));
+        }
+        // What is in a filled place is removed.
+        if repo.starts_with(&real) {
+            return Err(RestoreError::Overlap(repo, place.path.clone()));
         }
         if let Some((_, other)) = before.iter().find(|(other, _)| real.starts_with(other) || other.starts_with(&real)) {
             return Err(RestoreError::Overlap((*other).to_owned(), place.path.clone()));
@@ -148,6 +156,15 @@ pub(super) fn measure(
         let meta = std::fs::metadata(there).map_err(|source| RestoreError::Path { path: there.to_owned(), source })?;
         let (_, sum) = needed.entry(meta.dev()).or_insert_with(|| (path.clone(), 0));
         *sum = sum.saturating_add(archive.file.unpacked.unwrap_or(archive.file.size));
+    }
+    let places = [target].into_iter().chain(tablespaces.iter().filter_map(|tablespace| tablespace.new.as_ref()));
+    for place in places.filter(|place| place.filled) {
+        let there = &place.path;
+        let meta = std::fs::metadata(there).map_err(|source| RestoreError::Path { path: there.clone(), source })?;
+        if let Some((_, sum)) = needed.get_mut(&meta.dev()) {
+            // It stays or makes room.
+            *sum = sum.saturating_sub(delta::held(&**repository.disk(), there)?);
+        }
     }
     let mut all = Vec::new();
     for (path, needed) in needed.into_values() {
