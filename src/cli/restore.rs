@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing::{info, warn};
 
 use super::values::{mapping, owner};
-use super::{Failure, signals};
+use super::{Failure, restored, signals};
 use crate::disk::Real;
 use crate::repository::{Repository, Which};
 use crate::restore::{Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, lay_down, plan};
@@ -64,15 +64,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     for note in &plan.notes {
         info!("{note}");
     }
-    info!("restoring backup {} to {}", plan.backup.id, plan.target.path.display());
     let (plan, restored) = laid_down(repository, plan)?;
-    report(&plan, &restored, began)
+    let links = restored.kept.iter().flat_map(|kept| &kept.links);
+    for (path, to) in links {
+        warn!("{} was a link to {}, and was removed; what lies there is as it was", path.display(), to.display());
+    }
+    for note in &restored.notes {
+        warn!("{note}");
+    }
+    super::say(&restored::page(&plan, &restored, began.elapsed(), arguments.owner))
 }
 
 /// Does it, and undoes it if it is told to stop.
 fn laid_down(repository: Repository, plan: Plan) -> Result<(Plan, Restored), Failure> {
     super::runtime()?.block_on(async {
         let stop = signals::stop()?;
+        info!("restoring backup {} to {}", plan.backup.id, plan.target.path.display());
         // It blocks, and signals are waited for here.
         let work = tokio::task::spawn_blocking(move || {
             let mut teller = Teller::new(&plan);
@@ -108,22 +115,6 @@ impl Arguments {
             program,
         })
     }
-}
-
-fn report(plan: &Plan, restored: &Restored, began: Instant) -> Result<(), Failure> {
-    for note in &restored.notes {
-        warn!("{note}");
-    }
-    let (compared, target) = (restored.compared, plan.target.path.display());
-    super::say(&format_args!(
-        "restored backup {} to {target}: {} in {} files, each as its manifest lists it, in {:.1} s\n\
-         start the server with: pg_ctl -D {target} start   (PostgreSQL {})\n",
-        plan.backup.id,
-        HumanBytes(compared.bytes),
-        compared.files,
-        began.elapsed().as_secs_f64(),
-        plan.backup.server_version.major()
-    ))
 }
 
 struct Teller {
