@@ -10,13 +10,18 @@ use crate::room::{Outcome, Room, SOON, User, skip};
 use crate::stock::{assert_contiguous, plain_copy, waldump};
 
 /// A small file system in memory, unmounted when dropped.
-struct Mount(PathBuf);
+pub(crate) struct Mount(pub(crate) PathBuf);
 
 impl Mount {
     fn new(room: &Room, at: &Path, megabytes: u32) -> Option<Self> {
+        Self::with(room, at, &format!("size={megabytes}m"))
+    }
+
+    /// With limits in the words of tmpfs.
+    pub(crate) fn with(room: &Room, at: &Path, limits: &str) -> Option<Self> {
         let User(uid, gid) = room.user()?;
         room.make_dir(at);
-        let options = format!("size={megabytes}m,uid={uid},gid={gid},mode=0700");
+        let options = format!("{limits},uid={uid},gid={gid},mode=0700");
         mount(&["-t", "tmpfs", "-o", &options, "walhold-test", at.to_str()?]).then(|| Self(at.to_owned()))
     }
 

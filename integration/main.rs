@@ -38,6 +38,7 @@ mod identical;
 mod pg_receivewal;
 mod readme;
 mod refusals;
+mod restore;
 mod resume;
 mod shutdown;
 mod slots;
@@ -89,6 +90,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_backup_killed_alone_is_never_offered", crash::backup_killed_alone),
     ("p3_a_missing_segment_is_named_and_refused", backup::missing_segment),
     ("p3_a_damaged_file_is_named_and_refused", backup::damaged_file),
+    ("p3_a_delta_restore_rewrites_what_a_server_changed", restore::delta),
+    ("p3_a_restore_that_is_stopped_leaves_nothing", restore::stopped),
+    ("p3_a_restore_to_a_disk_that_fills_up_leaves_nothing", restore::disk_full),
     ("p4_what_is_left_by_expire_restores", expire::under_load),
     ("p3_records_are_those_that_pg_waldump_reads", verify::agrees_with_waldump),
     ("p3_each_segment_a_backup_needs_is_missed", verify::each_needed_segment),

@@ -1,6 +1,6 @@
 //! A disk on which whatever waits for the device takes long.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use walhold::disk::{Access, Disk, DiskError, Entry, File, Lock, Meta, Real, Synced};
@@ -83,6 +83,10 @@ impl Disk for Slow {
 
     fn make_dir(&self, path: &Path, mode: u32) -> Result<Synced, DiskError> {
         self.disk.make_dir(path, mode)
+    }
+
+    fn read_link(&self, path: &Path) -> Result<Option<PathBuf>, DiskError> {
+        self.disk.read_link(path)
     }
 
     fn symlink(&self, target: &Path, path: &Path) -> Result<(), DiskError> {

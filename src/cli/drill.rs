@@ -195,7 +195,7 @@ impl Teller {
                 info!("restoring backup {id} into {}", scratch.display());
                 self.style("{wide_bar} {percent}% {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left");
             }
-            DrillEvent::Restore(RestoreEvent::Progress { done, total }) => {
+            DrillEvent::Restore(RestoreEvent::Comparing { done, total } | RestoreEvent::Progress { done, total }) => {
                 self.bar.set_length(total);
                 self.bar.set_position(done);
             }

@@ -377,8 +377,18 @@ impl From<RestoreError> for Failure {
             }
             RestoreError::Path { .. } => failure.hint("check the path"),
             RestoreError::Stopped => failure.hint("nothing was left"),
+            RestoreError::Unfinished { source, .. } => {
+                let why = Self::from(*source);
+                Self { message: failure.message, ..why }
+                    .hint("restore to it again with --delta, which goes on from there, or remove it")
+            }
             RestoreError::LeftBehind { .. } => {
                 failure.exit(Exit::Storage).hint("remove the rest by hand; no server starts on it")
+            }
+            RestoreError::DataDir(DataDirError::OtherCluster { .. }) => failure
+                .hint("--delta rewrites the data directory of the backup's own cluster; name that, or an empty one"),
+            RestoreError::DataDir(DataDirError::Running { .. }) => {
+                failure.hint("stop the server; if it is none, remove postmaster.pid")
             }
             RestoreError::DataDir(_) | RestoreError::Map(_) => {
                 failure.exit(Exit::NotUsable).hint("the backup was not made by walhold as it is")

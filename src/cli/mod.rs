@@ -15,6 +15,7 @@ mod pg_compress;
 mod pg_receivewal;
 mod receive;
 mod restore;
+mod restored;
 mod signals;
 mod slot;
 mod status;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing::{info, warn};
 
-use super::Failure;
 use super::values::{mapping, owner};
+use super::{Failure, restored, signals};
 use crate::disk::Real;
 use crate::repository::{Repository, Which};
 use crate::restore::{Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, lay_down, plan};
@@ -24,9 +24,13 @@ pub(super) struct Arguments {
     /// Repository
     #[arg(long, value_name = "DIR", env = "WALHOLD_REPO")]
     repo: PathBuf,
-    /// Data directory to make; it must not exist, or be empty
+    /// Data directory to make; it must not exist, or be empty, except with --delta
     #[arg(short = 'D', long, value_name = "DIR")]
     pgdata: PathBuf,
+    /// Let the data directory be there: one of the same cluster, without a running server, or a
+    /// restore that was cut off. Files that equal the backup stay, all else in it is rewritten or removed
+    #[arg(long)]
+    delta: bool,
     /// Print what would be done, and do nothing
     #[arg(long)]
     plan: bool,
@@ -60,14 +64,36 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     for note in &plan.notes {
         info!("{note}");
     }
-    info!("restoring backup {} to {}", plan.backup.id, plan.target.path.display());
-    let mut teller = Teller::new(&plan);
-    let restored = lay_down(&repository, &plan, &mut |event| {
-        teller.tell(&event);
-        ControlFlow::Continue(())
-    });
-    teller.bar.finish_and_clear();
-    report(&plan, &restored?, began)
+    let (plan, restored) = laid_down(repository, plan)?;
+    let links = restored.kept.iter().flat_map(|kept| &kept.links);
+    for (path, to) in links {
+        warn!("{} was a link to {}, and was removed; what lies there is as it was", path.display(), to.display());
+    }
+    for note in &restored.notes {
+        warn!("{note}");
+    }
+    super::say(&restored::page(&plan, &restored, began.elapsed(), arguments.owner))
+}
+
+/// Does it, and undoes it if it is told to stop.
+fn laid_down(repository: Repository, plan: Plan) -> Result<(Plan, Restored), Failure> {
+    super::runtime()?.block_on(async {
+        let stop = signals::stop()?;
+        info!("restoring backup {} to {}", plan.backup.id, plan.target.path.display());
+        // It blocks, and signals are waited for here.
+        let work = tokio::task::spawn_blocking(move || {
+            let mut teller = Teller::new(&plan);
+            let restored = lay_down(&repository, &plan, &mut |event| {
+                teller.tell(&event);
+                if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            teller.bar.finish_and_clear();
+            restored.map(|restored| (plan, restored))
+        });
+        work.await
+            .map_err(|e| Failure::error(format!("the restore broke off: {e}")).hint("please report this"))?
+            .map_err(Failure::from)
+    })
 }
 
 impl Arguments {
@@ -83,27 +109,12 @@ impl Arguments {
             which: self.backup,
             target: self.pgdata.clone(),
             mappings: self.tablespace_mapping.clone(),
+            delta: self.delta,
             owner: self.owner,
             goal,
             program,
         })
     }
-}
-
-fn report(plan: &Plan, restored: &Restored, began: Instant) -> Result<(), Failure> {
-    for note in &restored.notes {
-        warn!("{note}");
-    }
-    let (compared, target) = (restored.compared, plan.target.path.display());
-    super::say(&format_args!(
-        "restored backup {} to {target}: {} in {} files, each as its manifest lists it, in {:.1} s\n\
-         start the server with: pg_ctl -D {target} start   (PostgreSQL {})\n",
-        plan.backup.id,
-        HumanBytes(compared.bytes),
-        compared.files,
-        began.elapsed().as_secs_f64(),
-        plan.backup.server_version.major()
-    ))
 }
 
 struct Teller {
@@ -123,7 +134,14 @@ impl Teller {
 
     fn tell(&mut self, event: &RestoreEvent) {
         match event {
-            RestoreEvent::Progress { done, .. } => self.bar.set_position(*done),
+            RestoreEvent::Comparing { done, total } => {
+                self.bar.set_length(*total);
+                self.bar.set_position(*done);
+            }
+            RestoreEvent::Progress { done, total } => {
+                self.bar.set_length(*total);
+                self.bar.set_position(*done);
+            }
             RestoreEvent::Syncing => self.bar.suspend(|| info!("all files are there; making them durable")),
         }
     }

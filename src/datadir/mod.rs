@@ -5,19 +5,23 @@
 //! Nothing is written through or over what is there: every file is made anew, in directories that
 //! were made here or were found empty, and a name that leads elsewhere is refused.
 
+mod keep;
+mod mark;
 mod places;
 mod sync;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use keep::Kept;
+pub use mark::{Found, cluster_at, server_at};
 pub use places::{Owner, Places, TablespacePlace};
 pub use sync::SyncMethod;
 
-use crate::disk::{Disk, DiskError, File, Trouble, read_bounded};
+use crate::disk::{Disk, DiskError, File, Lock, Trouble, read_bounded};
 use crate::image::{BadPath, Member, MemberKind, MemberPath, TarEvent};
 use places::Made;
 
@@ -25,6 +29,8 @@ use places::Made;
 const CONTROL: &str = "global/pg_control";
 /// What it is called until all else is durable.
 const UNFINISHED: &str = "global/pg_control.unfinished";
+/// Tells whose a directory is to be that is not finished.
+const MARK: &str = "restore.unfinished";
 const VERSION: &[u8] = b"PG_VERSION";
 const WAL: &str = "pg_wal";
 const TABLESPACES: &str = "pg_tblspc";
@@ -53,6 +59,25 @@ pub enum DataDirError {
     /// A file is longer than any that a server writes under its name.
     #[error("{} is too long to be a configuration file", .0.display())]
     TooLong(PathBuf),
+    /// What is to be rewritten is of another cluster.
+    #[error("{} is not the data directory of this cluster, but {found}", path.display())]
+    OtherCluster {
+        /// The directory.
+        path: PathBuf,
+        /// What it is.
+        found: Found,
+    },
+    /// A server may run on it.
+    #[error("{} is in use: its postmaster.pid names process {pid}, which runs", path.display())]
+    Running {
+        /// The directory.
+        path: PathBuf,
+        /// Its server's process.
+        pid: i32,
+    },
+    /// It was told to.
+    #[error("stopped")]
+    Stopped,
     /// Without it there is no data directory.
     #[error("the backup has no \"{CONTROL}\"")]
     NoControl,
@@ -68,12 +93,26 @@ pub struct DataDir {
     disk: Arc<dyn Disk>,
     places: Places,
     made: Made,
-    /// Directories that are there, with the mode they are to get, where a member of the backup says so.
-    dirs: HashMap<PathBuf, Option<u32>>,
+    /// Directories that are there.
+    dirs: HashMap<PathBuf, Dir>,
+    /// Files that are there and as they are to be.
+    kept: HashSet<PathBuf>,
+    /// Held where something was there: nobody else is to rewrite it.
+    lock: Option<Lock>,
+    marked: bool,
     open: Option<Open>,
     done: u64,
     group: bool,
     control: bool,
+}
+
+/// A directory that is there.
+#[derive(Clone, Copy, Debug, Default)]
+struct Dir {
+    /// The mode it is to get, where a member of the backup says so.
+    mode: Option<u32>,
+    /// Whether the backup has it.
+    wanted: bool,
 }
 
 #[derive(Debug)]
@@ -91,17 +130,21 @@ impl DataDir {
     /// When a place is in use or cannot be made.
     pub fn make(disk: Arc<dyn Disk>, places: Places) -> Result<Self, DataDirError> {
         let made = Made::make(&*disk, &places)?;
-        let mut dirs: HashMap<_, _> = places.all().map(|place| (place.to_owned(), None)).collect();
-        if let Some(wal) = &places.wal {
-            let link = places.data.join(WAL);
-            if let Err(e) = disk.symlink(wal, &link) {
-                let _ = made.remove(&*disk);
-                return Err(e.into());
-            }
-            // Whoever makes pg_wal finds it there.
-            dirs.insert(link, None);
+        if let Some(wal) = &places.wal
+            && let Err(e) = disk.symlink(wal, &places.data.join(WAL))
+        {
+            let _ = made.remove(&*disk);
+            return Err(e.into());
         }
-        Ok(Self { disk, places, made, dirs, open: None, done: 0, group: false, control: false })
+        Ok(Self::new(disk, places, made))
+    }
+
+    fn new(disk: Arc<dyn Disk>, places: Places, made: Made) -> Self {
+        let wanted = Dir { mode: None, wanted: true };
+        let dirs = places.all().map(|place| (place.to_owned(), wanted)).collect();
+        let kept = HashSet::new();
+        let (open, done, group, control, marked) = (None, 0, false, false, false);
+        Self { disk, places, made, dirs, kept, lock: None, marked, open, done, group, control }
     }
 
     /// Takes the next of an archive: of a tablespace, or of the data directory. Bytes of files so far.
@@ -115,8 +158,8 @@ impl DataDir {
                 if let Some(open) = &mut self.open {
                     open.file.write_at(open.at, data)?;
                     open.at += data.len() as u64;
-                    self.done += data.len() as u64;
                 }
+                self.done += data.len() as u64;
             }
             TarEvent::MemberEnd => {
                 if let Some(open) = self.open.take() {
@@ -141,6 +184,14 @@ impl DataDir {
                 if let Some(parent) = path.parent() {
                     self.directory(parent, None)?;
                 }
+                if self.dirs.get(&path).is_some_and(|dir| !dir.wanted) {
+                    // A directory was there where the backup has a file.
+                    self.disk.remove_tree(&path)?;
+                    self.dirs.retain(|dir, _| !dir.starts_with(&path));
+                }
+                if self.kept.contains(&path) {
+                    return Ok(self.disk.set_access(&path, mode, self.owner())?);
+                }
                 let file = self.disk.create(&path, 0o600)?;
                 self.open = Some(Open { file, path, mode, at: 0 });
                 Ok(())
@@ -160,6 +211,7 @@ impl DataDir {
                     self.control = true;
                     Ok(data.join(UNFINISHED))
                 }
+                (Some(MARK), _) => Err(DataDirError::Reserved(path.clone())),
                 (_, Some(wal)) if path.as_path().starts_with(WAL) => {
                     let below = path.as_path().strip_prefix(WAL).unwrap_or(path.as_path());
                     Ok(if below.as_os_str().is_empty() { wal.clone() } else { wal.join(below) })
@@ -180,15 +232,21 @@ impl DataDir {
 
     /// Makes a directory, and those above it that are missing.
     fn directory(&mut self, path: &Path, mode: Option<u32>) -> Result<(), DataDirError> {
-        if let Some(known) = self.dirs.get_mut(path) {
-            *known = mode.or(*known);
+        let known = self.dirs.get_mut(path).map(|known| {
+            let wanted = std::mem::replace(&mut known.wanted, true);
+            known.mode = mode.or(known.mode);
+            wanted
+        });
+        if known == Some(true) {
             return Ok(());
         }
         if let Some(parent) = path.parent() {
             self.directory(parent, None)?;
         }
-        let _made = self.disk.make_dir(path, 0o700)?;
-        self.dirs.insert(path.to_owned(), mode);
+        if known.is_none() {
+            let _made = self.disk.make_dir(path, 0o700)?;
+            self.dirs.insert(path.to_owned(), Dir { mode, wanted: true });
+        }
         Ok(())
     }
 
@@ -208,11 +266,35 @@ impl DataDir {
     /// # Errors
     /// When there is one of that name, or it cannot be made.
     pub fn put(&mut self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
-        let path = self.places.data.join(name);
-        let mut file = self.disk.create(&path, 0o600)?;
+        self.write(&self.places.data.join(name), content)
+    }
+
+    /// The same in a directory of it, which is made if it is missing.
+    ///
+    /// # Errors
+    /// As [`DataDir::put`].
+    pub fn put_in(&mut self, dir: &Path, name: &str, content: &[u8]) -> Result<(), DataDirError> {
+        let inside = MemberPath::new(dir.as_os_str().as_encoded_bytes())?;
+        let dir = self.path_of(None, &inside)?;
+        self.directory(&dir, None)?;
+        self.write(&dir.join(name), content)
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.places.data
+    }
+
+    /// What it lies on.
+    pub fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
+    fn write(&self, path: &Path, content: &[u8]) -> Result<(), DataDirError> {
+        let mut file = self.disk.create(path, 0o600)?;
         file.write_at(0, content)?;
         drop(file);
-        self.disk.set_access(&path, if self.group { 0o640 } else { 0o600 }, self.owner())?;
+        self.disk.set_access(path, if self.group { 0o640 } else { 0o600 }, self.owner())?;
         Ok(())
     }
 
@@ -259,7 +341,7 @@ impl DataDir {
         }
     }
 
-    /// Makes the links in `pg_tblspc` to the tablespaces that lie outside.
+    /// Makes the links in `pg_tblspc` to the tablespaces that lie outside, durable on return.
     ///
     /// # Errors
     /// When one cannot be made.
@@ -268,10 +350,24 @@ impl DataDir {
         for TablespacePlace { oid, path } in self.places.tablespaces.clone() {
             if let Some(path) = path {
                 self.directory(&links, None)?;
-                self.disk.symlink(&path, &links.join(oid.to_string()))?;
+                self.link(&path, &links.join(oid.to_string()))?;
+                let _name = self.disk.sync_dir(&links)?;
             }
         }
         Ok(())
+    }
+
+    /// One that leads elsewhere is replaced, so that at no moment there is none.
+    fn link(&self, to: &Path, at: &Path) -> Result<(), DataDirError> {
+        match self.disk.read_link(at)? {
+            Some(found) if found == to => Ok(()),
+            Some(_) => {
+                let new = at.with_extension("new");
+                self.disk.symlink(to, &new)?;
+                Ok(self.disk.rename(&new, at)?)
+            }
+            None => Ok(self.disk.symlink(to, at)?),
+        }
     }
 
     /// Gives everything its owner and mode, makes all of it durable, and then `pg_control` its name. A
@@ -283,30 +379,42 @@ impl DataDir {
         if !self.control {
             return Err(DataDirError::NoControl);
         }
+        self.remove_unwanted()?;
         self.give_access()?;
         for place in self.places.all() {
             method.sync(&*self.disk, place)?;
         }
+        self.remove_mark()?;
         let (from, to) = (self.places.data.join(UNFINISHED), self.places.data.join(CONTROL));
         self.disk.rename(&from, &to)?;
         let _last = self.disk.sync_parent(&to)?;
         Ok(())
     }
 
-    /// Modes and owners of directories come last: one that may not be written to could not be filled.
-    fn give_access(&self) -> Result<(), DataDirError> {
-        let usual = if self.group { 0o750 } else { 0o700 };
-        let link = self.places.wal.as_ref().map(|_| self.places.data.join(WAL));
-        let mut dirs: Vec<_> = self.dirs.iter().filter(|(path, _)| Some(*path) != link.as_ref()).collect();
-        // Those below first, for the same reason.
-        dirs.sort_unstable_by(|a, b| b.cmp(a));
-        for (path, mode) in dirs {
-            self.disk.set_access(path, mode.unwrap_or(usual), self.owner())?;
+    /// Directories that were there and are not in the backup. All files in them are gone.
+    fn remove_unwanted(&mut self) -> Result<(), DataDirError> {
+        let mut unwanted: Vec<_> = self.dirs.extract_if(|_, dir| !dir.wanted).map(|(path, _)| path).collect();
+        // Those below first.
+        unwanted.sort_unstable_by(|a, b| b.cmp(a));
+        for path in unwanted {
+            self.disk.remove_tree(&path)?;
         }
         Ok(())
     }
 
-    /// Removes what was made, and empties what was found empty.
+    /// Modes and owners of directories come last: one that may not be written to could not be filled.
+    fn give_access(&self) -> Result<(), DataDirError> {
+        let usual = if self.group { 0o750 } else { 0o700 };
+        let mut dirs: Vec<_> = self.dirs.iter().collect();
+        // Those below first, for the same reason.
+        dirs.sort_unstable_by(|a, b| b.0.cmp(a.0));
+        for (path, dir) in dirs {
+            self.disk.set_access(path, dir.mode.unwrap_or(usual), self.owner())?;
+        }
+        Ok(())
+    }
+
+    /// Removes what was made, and empties what was found empty; what was taken over stays as it is.
     ///
     /// # Errors
     /// When part of it is left. No server starts on that.

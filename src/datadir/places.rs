@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::DataDirError;
+use super::{DataDirError, TABLESPACES};
 use crate::disk::{Disk, DiskError, EntryKind, Trouble};
 
 /// Where a data directory is to lie. No place may lie in another.
@@ -43,9 +43,36 @@ impl Places {
         [self.data.as_path()].into_iter().chain(self.wal.as_deref()).chain(tablespaces)
     }
 
+    /// Whether the link of a tablespace leads to its place already, and to a directory.
+    ///
+    /// # Errors
+    /// When the link cannot be read.
+    pub fn is_linked(&self, disk: &dyn Disk, oid: u32) -> Result<bool, DiskError> {
+        let Some(place) = self.tablespace(oid).and_then(|tablespace| tablespace.path.as_ref()) else {
+            return Ok(false);
+        };
+        let link = self.data.join(TABLESPACES).join(oid.to_string());
+        // Below what is no directory there is no link.
+        if disk.metadata(&self.data.join(TABLESPACES))?.is_none_or(|meta| meta.kind != EntryKind::Directory) {
+            return Ok(false);
+        }
+        let linked = disk.read_link(&link)?.as_ref() == Some(place);
+        Ok(linked && disk.metadata(place)?.is_some_and(|meta| meta.kind == EntryKind::Directory))
+    }
+
     pub(super) fn tablespace(&self, oid: u32) -> Option<&TablespacePlace> {
         self.tablespaces.iter().find(|tablespace| tablespace.oid == oid)
     }
+}
+
+/// Whether the data directory has the place by a link already.
+fn is_linked(disk: &dyn Disk, places: &Places, place: &Path) -> Result<bool, DataDirError> {
+    for TablespacePlace { oid, .. } in places.tablespaces.iter().filter(|t| t.path.as_deref() == Some(place)) {
+        if places.is_linked(disk, *oid)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What is to be removed if it fails.
@@ -62,6 +89,21 @@ impl Made {
         for place in places.all() {
             if let Err(e) = made.add(disk, place) {
                 // Why it failed matters more than an empty directory that is left.
+                let _ = made.remove(disk);
+                return Err(e);
+            }
+        }
+        Ok(made)
+    }
+
+    /// The same for those that a data directory which is there does not have yet.
+    pub(super) fn make_others(disk: &dyn Disk, places: &Places) -> Result<Self, DataDirError> {
+        let mut made = Self::default();
+        for place in places.all().filter(|place| *place != places.data) {
+            if is_linked(disk, places, place)? {
+                continue;
+            }
+            if let Err(e) = made.add(disk, place) {
                 let _ = made.remove(disk);
                 return Err(e);
             }

@@ -3,13 +3,16 @@
 #![allow(clippy::disallowed_methods, reason = "the folders are set up and looked at from outside")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
 use crate::disk::simulated::{Call, Fault};
 use crate::disk::{Access, BLOCK, EntryKind, Real, Simulated};
-use crate::image::{MemberKind, TarReader};
-use crate::repository::made::{Thing, tar};
+use crate::image::{Manifest, MemberKind, TarReader};
+use crate::repository::made::{CONTROL as CONTROL_FILE, Thing, manifest, tar};
+use crate::repository::tests::SYSTEM;
+use crate::wal::{Lsn, Pos, TimelineId};
+use std::ops::ControlFlow;
 
 const CONTENT: &[u8] = &[7; 20_000];
 
@@ -24,7 +27,7 @@ fn things() -> Vec<Thing> {
         Thing::File("pg_wal/000000010000000000000001", CONTENT.to_vec(), 0o600),
         Thing::Dir("pg_tblspc"),
         Thing::Link("pg_tblspc/16385", "/where/it/was"),
-        Thing::File("global/pg_control", vec![1; 8192], 0o600),
+        Thing::File("global/pg_control", CONTROL_FILE.to_vec(), 0o600),
     ]
 }
 
@@ -71,14 +74,14 @@ fn a_directory_is_filled_with_links_and_modes() {
         let top = top.path();
         let mut data = DataDir::make(Arc::new(Real::new()), places(top)).unwrap();
         assert_eq!(data.wal_dir().unwrap(), top.join("wal"));
-        assert_eq!(fill(&mut data).unwrap(), 4 * 20_000 + 3 + 8192);
+        assert_eq!(fill(&mut data).unwrap(), 4 * 20_000 + 3 + CONTROL_FILE.len() as u64);
         assert!(!top.join("data/global/pg_control").exists());
         data.finish(method).unwrap();
         for file in ["base/1", "pg_tblspc/16385/PG_17/1", "pg_tblspc/16386/PG_17/1", "pg_wal/000000010000000000000001"]
         {
             assert_eq!(fs::read(top.join("data").join(file)).unwrap(), CONTENT, "{file}");
         }
-        assert_eq!(fs::read(top.join("data/global/pg_control")).unwrap(), [1; 8192]);
+        assert_eq!(fs::read(top.join("data/global/pg_control")).unwrap(), CONTROL_FILE);
         assert_eq!(fs::read(top.join("data/postgresql.auto.conf")).unwrap(), b"a = 1\nb = 2\n");
         assert_eq!(fs::read_link(top.join("data/pg_wal")).unwrap(), top.join("wal"));
         assert_eq!(fs::read_link(top.join("data/pg_tblspc/16385")).unwrap(), top.join("t/one"));
@@ -238,4 +241,176 @@ fn names_of_ours_and_links_of_others_are_refused() {
     };
     data.take(None, &TarEvent::Member(huge)).unwrap();
     assert!(disk.open(Path::new("/top/data/huge"), Access::Read).is_ok_and(|file| file.size().unwrap() == 0));
+}
+
+/// What is in the tablespaces of the backup.
+fn inside() -> Vec<Thing> {
+    vec![Thing::Dir("PG_17"), Thing::File("PG_17/1", CONTENT.to_vec(), 0o600)]
+}
+
+fn listed() -> Manifest {
+    let pos = Pos::new(TimelineId::FIRST, Lsn::new(1 << 24));
+    let (base, inside) = (things(), inside());
+    Manifest::parse(&manifest(&[(None, &base), (Some(16385), &inside), (Some(16386), &inside)], pos, pos)).unwrap()
+}
+
+/// Data directories that are rewritten have their WAL inside.
+fn plain(top: &Path) -> Places {
+    Places { wal: None, ..places(top) }
+}
+
+fn reuse(disk: Arc<dyn Disk>, places: Places) -> Result<Kept, DataDirError> {
+    let mut data = DataDir::reuse(disk, places, SYSTEM)?;
+    let kept = data.keep(&listed(), &mut |_, _| ControlFlow::Continue(()))?;
+    data.link_tablespaces()?;
+    fill(&mut data)?;
+    data.finish(SyncMethod::Syncfs)?;
+    Ok(kept)
+}
+
+fn new(disk: Arc<dyn Disk>, places: Places) {
+    let mut data = DataDir::make(disk, places).unwrap();
+    data.mark(SYSTEM).unwrap();
+    fill(&mut data).unwrap();
+    data.finish(SyncMethod::Syncfs).unwrap();
+}
+
+fn write(disk: &Simulated, below: &str, content: &[u8]) {
+    let path = Path::new("/top").join(below);
+    let _ = disk.make_dirs(path.parent().unwrap(), 0o700).unwrap();
+    match disk.remove(&path) {
+        Err(e) if e.trouble() != Trouble::Missing => panic!("{e}"),
+        _ => disk.create(&path, 0o600).unwrap().write_at(0, content).unwrap(),
+    }
+}
+
+/// P3: cut off at any moment, killed or by a power cut, it cannot be started and can be taken over again, until it is whole.
+#[test]
+fn p3_a_rewriting_that_is_cut_off_goes_on() {
+    let clean = Simulated::new(BLOCK);
+    new(Arc::new(clean.clone()), plain(Path::new("/top")));
+    let whole = tree(&clean, Path::new("/top"));
+    // What a server has made of it.
+    write(&clean, "data/base/1", &[8; 20_000]);
+    write(&clean, "data/base/2", b"new");
+    write(&clean, "data/dropped/deep/1", b"x");
+    write(&clean, "data/empty/x", b"a directory, and there a file");
+    write(&clean, "t/one/PG_17/2", b"new");
+    write(&clean, "data/pg_tblspc/16386/PG_17/1", &[8; 20_000]);
+    let _all = clean.sync_filesystem(Path::new("/top")).unwrap();
+    let before = tree(&clean, Path::new("/top"));
+    let disk = clean.after(clean.operations());
+    let kept = reuse(Arc::new(disk.clone()), plain(Path::new("/top"))).unwrap();
+    // PG_VERSION, base/empty, the WAL, the file of one tablespace.
+    assert_eq!((kept.files, kept.bytes, kept.removed), (4, 40_003, 8), "{kept:?}");
+    assert_eq!(tree(&disk, Path::new("/top")), whole);
+    let (mut startable, mut images) = (0, 0u64);
+    for prefix in disk.prefixes() {
+        for image in prefix.crash_images(images, 6) {
+            images += 1;
+            let there = tree(&image, Path::new("/top"));
+            if image.metadata(Path::new("/top/data/global/pg_control")).unwrap().is_some() {
+                let with_mark: Vec<_> = there.iter().filter(|(path, _)| !path.ends_with(MARK)).cloned().collect();
+                assert!(with_mark == before || there == whole, "{image:?}");
+                startable += 1;
+            }
+            if images % 17 == 0 {
+                reuse(Arc::new(image.clone()), plain(Path::new("/top"))).unwrap_or_else(|e| panic!("{e}: {image:?}"));
+                assert_eq!(tree(&image, Path::new("/top")), whole, "{image:?}");
+            }
+        }
+    }
+    assert!(startable > 0 && images > 100, "{startable} of {images}");
+}
+
+/// The same of one that was made anew; of tablespaces it has links before it has files.
+#[test]
+fn a_new_one_that_is_cut_off_is_gone_on_with() {
+    let disk = Simulated::new(BLOCK);
+    let _top = disk.make_dirs(Path::new("/top"), 0o700).unwrap();
+    let mut data = DataDir::make(Arc::new(disk.clone()), plain(Path::new("/top"))).unwrap();
+    data.mark(SYSTEM).unwrap();
+    data.link_tablespaces().unwrap();
+    let marked = disk.operations();
+    fill(&mut data).unwrap();
+    data.finish(SyncMethod::Fsync).unwrap();
+    let whole = tree(&disk, Path::new("/top"));
+    for prefix in disk.prefixes().skip(marked) {
+        for image in prefix.crash_images(1, 1) {
+            reuse(Arc::new(image.clone()), plain(Path::new("/top"))).unwrap_or_else(|e| panic!("{e}: {image:?}"));
+            assert_eq!(tree(&image, Path::new("/top")), whole, "{image:?}");
+        }
+    }
+}
+
+/// P6: files with a second name, and what links lead to, are not written to.
+#[test]
+fn p6_nothing_is_rewritten_through_a_link() {
+    let top = tempfile::tempdir().unwrap();
+    let (top, disk) = (top.path(), Arc::new(Real::new()));
+    new(disk.clone(), plain(top));
+    let data = |below: &str| top.join("data").join(below);
+    let outside = |name: &str, content: &[u8]| {
+        fs::write(top.join(name), content).unwrap();
+        top.join(name)
+    };
+    let link = |to: &Path, below: &str| {
+        let _ = fs::remove_file(data(below));
+        std::os::unix::fs::symlink(to, data(below)).unwrap();
+    };
+    fs::hard_link(data("base/1"), top.join("second")).unwrap();
+    link(&outside("precious", b"precious"), "PG_VERSION.old");
+    link(&outside("same", b"17\n"), "PG_VERSION");
+    fs::create_dir(top.join("elsewhere")).unwrap();
+    fs::write(top.join("elsewhere/1"), b"precious").unwrap();
+    link(&top.join("elsewhere"), "logs");
+    fs::remove_dir_all(data("pg_wal")).unwrap();
+    link(&top.join("elsewhere"), "pg_wal");
+    fs::write(data("PG_17.pid"), b"x").unwrap();
+    fs::create_dir(data("lost+found")).unwrap();
+    let kept = reuse(disk, plain(top)).unwrap();
+    assert_eq!(kept.files, 3, "{kept:?}");
+    let mut links: Vec<_> = kept.links.iter().map(|(path, _)| path.clone()).collect();
+    links.sort();
+    assert_eq!(links, [data("PG_VERSION"), data("PG_VERSION.old"), data("logs"), data("pg_wal")]);
+    assert_eq!(fs::read(top.join("precious")).unwrap(), b"precious");
+    assert_eq!(fs::read_dir(top.join("elsewhere")).unwrap().count(), 1);
+    assert_eq!(fs::metadata(data("base/1")).unwrap().nlink(), 1);
+    assert_eq!(fs::metadata(top.join("second")).unwrap().nlink(), 1);
+    assert!(data("pg_wal").is_dir() && !data("pg_wal").is_symlink() && data("lost+found").is_dir());
+    assert!(!data("PG_17.pid").exists() && !data(MARK).exists());
+}
+
+#[test]
+fn what_must_not_be_rewritten_is_refused_and_left() {
+    let disk = Simulated::new(BLOCK);
+    new(Arc::new(disk.clone()), plain(Path::new("/top")));
+    let refused = |disk: &Simulated| {
+        let before = tree(disk, Path::new("/top"));
+        let refused = reuse(Arc::new(disk.clone()), plain(Path::new("/top"))).unwrap_err();
+        assert_eq!(tree(disk, Path::new("/top")), before);
+        refused
+    };
+    let other = disk.after(disk.operations());
+    let mut control = CONTROL_FILE.to_vec();
+    control[0] ^= 1;
+    write(&other, "data/global/pg_control", &control);
+    assert!(matches!(refused(&other), DataDirError::OtherCluster { found: Found::Other, .. }));
+    let sum = crc32c::crc32c(&control[..288]);
+    control[288..292].copy_from_slice(&sum.to_le_bytes());
+    write(&other, "data/global/pg_control", &control);
+    assert!(matches!(refused(&other), DataDirError::OtherCluster { found: Found::Cluster(id), .. } if id != SYSTEM));
+    // Process 1 always runs; the highest that there can be does not.
+    let running = disk.after(disk.operations());
+    write(&running, "data/postmaster.pid", b"1\n/top/data\n");
+    assert!(matches!(refused(&running), DataDirError::Running { pid: 1, .. }));
+    write(&running, "data/postmaster.pid", b"4194304\n/top/data\n");
+    reuse(Arc::new(running.clone()), plain(Path::new("/top"))).unwrap();
+    // A tablespace that is there, and that the data directory does not know.
+    let stranger = disk.after(disk.operations());
+    stranger.remove(Path::new("/top/data/pg_tblspc/16385")).unwrap();
+    assert!(matches!(refused(&stranger), DataDirError::NotEmpty(path) if path == Path::new("/top/t/one")));
+    let locked = disk.after(disk.operations());
+    let _lock = locked.lock_dir(Path::new("/top/data")).unwrap();
+    assert!(matches!(refused(&locked), DataDirError::Disk(e) if e.trouble() == Trouble::Locked));
 }

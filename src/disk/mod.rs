@@ -12,7 +12,7 @@ pub mod simulated;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use buffer::AlignedBuf;
 pub use error::{DiskError, Trouble};
@@ -70,6 +70,8 @@ pub struct Meta {
     pub kind: EntryKind,
     /// Permission bits.
     pub mode: u32,
+    /// Names that lead to it.
+    pub links: u64,
 }
 
 /// An open file. Errors carry the path.
@@ -195,6 +197,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// # Errors
     /// When the name exists or links cannot be made here.
     fn symlink(&self, target: &Path, path: &Path) -> Result<(), DiskError>;
+
+    /// Where a symbolic link leads, as it was made; `None` where there is none.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    fn read_link(&self, path: &Path) -> Result<Option<PathBuf>, DiskError>;
 
     /// Sets the permission bits, and the owner where one is given (user and group number).
     ///

@@ -4,7 +4,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, OFlags};
@@ -245,6 +245,15 @@ impl Disk for Real {
         std::os::unix::fs::symlink(target, path).map_err(wrong("make link", path))
     }
 
+    fn read_link(&self, path: &Path) -> Result<Option<PathBuf>, DiskError> {
+        match fs::read_link(path) {
+            Ok(target) => Ok(Some(target)),
+            // EINVAL: it is no link.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => Ok(None),
+            Err(e) => Err(DiskError::new("read the link", path, e)),
+        }
+    }
+
     fn set_access(&self, path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<(), DiskError> {
         if let Some((user, group)) = owner {
             std::os::unix::fs::lchown(path, Some(user), Some(group)).map_err(wrong("give away", path))?;
@@ -276,7 +285,7 @@ impl Disk for Real {
         match fs::metadata(path) {
             Ok(meta) => {
                 let mode = meta.permissions().mode() & 0o7777;
-                Ok(Some(Meta { len: meta.len(), kind: kind_of(meta.file_type()), mode }))
+                Ok(Some(Meta { len: meta.len(), kind: kind_of(meta.file_type()), mode, links: meta.nlink() }))
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(DiskError::new("examine", path, e)),

@@ -477,6 +477,12 @@ impl Disk for Simulated {
         Ok(())
     }
 
+    fn read_link(&self, path: &Path) -> Result<Option<PathBuf>, DiskError> {
+        let world = self.world();
+        let (dir, name) = world.place("read the link", path)?;
+        Ok(world.state.name(dir, &name).and_then(|id| world.state.link(id)))
+    }
+
     fn set_access(&self, path: &Path, _mode: u32, _owner: Option<(u32, u32)>) -> Result<(), DiskError> {
         self.world().find("set the mode of", path).map(drop)
     }

@@ -159,6 +159,7 @@ impl Drill<'_> {
             which: Which::Named(self.backup.id),
             target: self.scratch.data(),
             mappings: spaces.map(|s| mapping((&s.location, self.scratch.tablespace(s.oid)))).collect(),
+            delta: false,
             owner: self.options.run_as,
             goal: Goal::EndOfWal,
             program: self.options.program.clone(),

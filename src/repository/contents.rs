@@ -332,9 +332,25 @@ impl Contents<'_> {
         &self,
         seen: &mut impl FnMut(Option<u32>, &TarEvent<'_>) -> Result<(), E>,
     ) -> Result<ContentsRead, ReadError<E>> {
+        self.read_needed(&|_| true, seen)
+    }
+
+    /// The same without the archives of tablespaces of which nothing is `needed`: whoever says so has
+    /// found all files of them to be as the manifest lists them.
+    ///
+    /// # Errors
+    /// As [`Contents::read`].
+    pub fn read_needed<E>(
+        &self,
+        needed: &dyn Fn(u32) -> bool,
+        seen: &mut impl FnMut(Option<u32>, &TarEvent<'_>) -> Result<(), E>,
+    ) -> Result<ContentsRead, ReadError<E>> {
         let mut pass = Pass { manifest: &self.manifest, comparison: Comparison::new(), kept: Kept::default() };
         for archive in &self.archives {
-            self.read_archive(archive, &mut pass, seen)?;
+            match archive.tablespace.filter(|oid| !needed(*oid)) {
+                Some(oid) => pass.take_as_listed(oid),
+                None => self.read_archive(archive, &mut pass, seen)?,
+            }
         }
         let compared = pass.comparison.check(&self.manifest).map_err(|differences| {
             let others = differences.len().saturating_sub(1);
@@ -461,6 +477,15 @@ struct Pass<'a> {
     manifest: &'a Manifest,
     comparison: Comparison,
     kept: Kept,
+}
+
+impl Pass<'_> {
+    fn take_as_listed(&mut self, oid: u32) {
+        let above = format!("pg_tblspc/{oid}/");
+        for file in self.manifest.files().iter().filter(|file| file.path.as_bytes().starts_with(above.as_bytes())) {
+            self.comparison.add(file.path.clone(), file.size, file.checksum.clone());
+        }
+    }
 }
 
 /// The members of one archive.

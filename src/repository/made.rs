@@ -103,29 +103,32 @@ impl Parts {
     }
 
     fn manifest(&self) -> Vec<u8> {
-        let in_base = self.base.iter().map(|thing| (String::new(), thing));
-        let inside = self
-            .tablespaces
-            .iter()
-            .flat_map(|(oid, _, things)| things.iter().map(move |thing| (format!("pg_tblspc/{oid}/"), thing)));
-        let lines: Vec<String> = in_base
-            .chain(inside)
-            .filter_map(|(above, thing)| match thing {
-                Thing::File(name, content, _) => Some(line(&format!("{above}{name}"), content)),
-                _ => None,
-            })
-            .collect();
-        let mut text = format!(
-            "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{}\n],\n\"WAL-Ranges\": [\n\
-             {{ \"Timeline\": 1, \"Start-LSN\": \"{}\", \"End-LSN\": \"{}\" }}\n],\n",
-            lines.join(",\n"),
-            self.start.lsn(),
-            self.stop.lsn()
-        );
-        let sum = Sha256Sum::of(text.as_bytes());
-        text.push_str(&format!("\"Manifest-Checksum\": \"{sum}\"}}\n"));
-        text.into_bytes()
+        let inside = self.tablespaces.iter().map(|(oid, _, things)| (Some(*oid), things.as_slice()));
+        let all: Vec<_> = [(None, self.base.as_slice())].into_iter().chain(inside).collect();
+        manifest(&all, self.start, self.stop)
     }
+}
+
+/// The manifest of what the data directory and the tablespaces hold.
+pub(crate) fn manifest(all: &[(Option<u32>, &[Thing])], start: Pos, stop: Pos) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for (tablespace, things) in all {
+        let above = tablespace.map_or_else(String::new, |oid| format!("pg_tblspc/{oid}/"));
+        lines.extend(things.iter().filter_map(|thing| match thing {
+            Thing::File(name, content, _) => Some(line(&format!("{above}{name}"), content)),
+            _ => None,
+        }));
+    }
+    let mut text = format!(
+        "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{}\n],\n\"WAL-Ranges\": [\n\
+         {{ \"Timeline\": 1, \"Start-LSN\": \"{}\", \"End-LSN\": \"{}\" }}\n],\n",
+        lines.join(",\n"),
+        start.lsn(),
+        stop.lsn()
+    );
+    let sum = Sha256Sum::of(text.as_bytes());
+    text.push_str(&format!("\"Manifest-Checksum\": \"{sum}\"}}\n"));
+    text.into_bytes()
 }
 
 fn line(path: &str, content: &[u8]) -> String {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::configure::Copied;
 use super::{Goal, Plan, PlannedTablespace, RestoreError};
-use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace};
-use crate::image::{Compared, Tablespace, TablespaceMap, TarEvent};
+use crate::datadir::{DataDir, DataDirError, Kept, Places, SyncMethod, TablespacePlace};
+use crate::image::{Compared, Manifest, Tablespace, TablespaceMap, TarEvent};
 use crate::repository::{ReadError, Repository};
 
 const AUTO_CONF: &str = "postgresql.auto.conf";
@@ -18,6 +18,13 @@ const MANIFEST: &str = "backup_manifest";
 /// How far it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RestoreEvent {
+    /// What is there is compared with the backup.
+    Comparing {
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
     /// Data files are being laid down.
     Progress {
         /// Bytes so far.
@@ -34,12 +41,14 @@ pub enum RestoreEvent {
 pub struct Restored {
     /// Files, each as the server's manifest lists it.
     pub compared: Compared,
+    /// How much of it was there already; `None` where nothing was to be kept.
+    pub kept: Option<Kept>,
     /// What the operator must know of the copied configuration.
     pub notes: Vec<String>,
 }
 
 /// Does what was planned, unless `tell` breaks it off. If it fails, what it has made is removed, and
-/// what was empty is empty.
+/// what was empty is empty; a directory of which files were to be kept is left unfinished.
 ///
 /// # Errors
 /// When the backup turns out to be damaged, or a file cannot be written.
@@ -50,9 +59,17 @@ pub fn lay_down(
 ) -> Result<Restored, RestoreError> {
     // It may have expired since it was planned; from here on it cannot.
     let (_seal, _held) = repository.hold(plan.backup.id)?;
-    let mut data = DataDir::make(Arc::clone(repository.disk()), places(plan))?;
+    let (disk, cluster) = (Arc::clone(repository.disk()), plan.backup.system_identifier);
+    let mut data = match plan.delta {
+        true => DataDir::reuse(disk, places(plan), cluster)?,
+        false => DataDir::make(disk, places(plan))?,
+    };
     match go(repository, plan, &mut data, tell) {
         Ok(restored) => Ok(restored),
+        // What it had before is of use when it is tried again.
+        Err(source) if plan.delta => {
+            Err(RestoreError::Unfinished { source: Box::new(source), target: plan.target.path.clone() })
+        }
         Err(source) => match data.discard() {
             Ok(()) => Err(source),
             Err(left) => Err(RestoreError::LeftBehind { source: Box::new(source), left }),
@@ -76,8 +93,18 @@ fn go(
     let backup = &plan.backup;
     let wrong = |source| RestoreError::Content { id: backup.id, source };
     let contents = repository.contents(backup).map_err(wrong)?;
-    let total = contents.manifest().files().iter().map(|file| file.size).sum();
-    let read = contents.read(&mut |tablespace, event| {
+    let manifest = contents.manifest();
+    let kept = match plan.delta {
+        true => Some(keep(data, manifest, tell)?),
+        false => {
+            data.mark(backup.system_identifier)?;
+            None
+        }
+    };
+    data.link_tablespaces()?;
+    let left: Vec<u32> = plan.tablespaces.iter().map(|t| t.oid).filter(|oid| data.has_all(*oid, manifest)).collect();
+    let total = manifest.files().iter().map(|file| file.size).sum();
+    let read = contents.read_needed(&|oid| !left.contains(&oid), &mut |tablespace, event| {
         let done = data.take(tablespace, event)?;
         match event {
             TarEvent::Data(_) if tell(RestoreEvent::Progress { done, total }).is_break() => Err(RestoreError::Stopped),
@@ -89,7 +116,9 @@ fn go(
         ReadError::Seen(e) => e,
     })?;
     data.put(MANIFEST, contents.manifest_bytes())?;
-    data.link_tablespaces()?;
+    for oid in left {
+        data.leave(oid)?;
+    }
     if let Some(map) = read.map.filter(|_| plan.tablespaces.iter().any(|tablespace| tablespace.moves())) {
         data.replace(MAP, &moved(map, plan).to_bytes()?)?;
     }
@@ -98,7 +127,19 @@ fn go(
         return Err(RestoreError::Stopped);
     }
     data.finish(SyncMethod::Syncfs)?;
-    Ok(Restored { compared: read.compared, notes })
+    Ok(Restored { compared: read.compared, kept, notes })
+}
+
+fn keep(
+    data: &mut DataDir,
+    manifest: &Manifest,
+    tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
+) -> Result<Kept, RestoreError> {
+    let kept = data.keep(manifest, &mut |done, total| tell(RestoreEvent::Comparing { done, total }));
+    kept.map_err(|e| match e {
+        DataDirError::Stopped => RestoreError::Stopped,
+        e => e.into(),
+    })
 }
 
 /// The map with the new places.

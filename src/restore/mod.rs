@@ -53,10 +53,13 @@ pub struct Mapping {
 pub struct Options {
     /// The backup.
     pub which: Which,
-    /// The data directory: it must not exist, or be empty.
+    /// The data directory: it must not exist, or be empty, if there is to be nothing to keep.
     pub target: PathBuf,
     /// Tablespaces that are to lie elsewhere than they did.
     pub mappings: Vec<Mapping>,
+    /// Whether a data directory of the same cluster may be there, of which what equals the backup is
+    /// kept, and the rest removed.
+    pub delta: bool,
     /// Whose the files are to be; needed by root, for a server does not run as root.
     pub owner: Option<Owner>,
     /// What the server is to do.
@@ -165,6 +168,14 @@ pub enum RestoreError {
     /// The file system did not do what it was asked.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// It failed in a directory of which files were to be kept.
+    #[error("{source}; {} is unfinished now, and no server starts on it", target.display())]
+    Unfinished {
+        /// Why it failed.
+        source: Box<Self>,
+        /// The data directory.
+        target: PathBuf,
+    },
     /// It failed, and what it had made could not all be removed.
     #[error("{source}; what was laid down could not all be removed: {left}")]
     LeftBehind {

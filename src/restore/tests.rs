@@ -44,6 +44,7 @@ impl Scene {
             which: Which::Latest,
             target: self.path("data"),
             mappings: Vec::new(),
+            delta: false,
             owner: root().then_some(NOBODY),
             goal: Goal::EndOfWal,
             program: "/bin/true".into(),
@@ -562,4 +563,147 @@ fn damage_behind_the_end_of_a_backup_ends_the_recovery_there() {
     let plan = scene.plan().unwrap();
     assert_eq!(plan.wal.ends_at_gap.as_deref(), Some("000000010000000000000005"));
     assert!(plan.notes.iter().any(|note| note.contains("is damaged at 0/5FFFF6")), "{:?}", plan.notes);
+}
+
+/// A backup with a tablespace, restored, and what a server has made of it.
+fn lived_in() -> (Scene, Options) {
+    let scene = Scene::new(Parts::new().with_tablespace(16385, "/srv/of/the/server"));
+    let mut options = scene.options();
+    options.mappings = vec![Mapping { old: "/srv/of/the/server".into(), new: scene.path("space") }];
+    scene.restore(&options).unwrap();
+    fs::write(scene.path("data/base/5/1259"), vec![8; 300_000]).unwrap();
+    fs::write(scene.path("data/base/5/9999"), "new").unwrap();
+    fs::create_dir_all(scene.path("data/pg_stat_tmp/x")).unwrap();
+    options.delta = true;
+    (scene, options)
+}
+
+#[test]
+fn a_delta_rewrites_what_differs_and_removes_what_is_not_in_the_backup() {
+    let (scene, options) = lived_in();
+    let inode = |below: &str| fs::metadata(scene.path(below)).unwrap().ino();
+    let before = ["data/PG_VERSION", "data/base/5/empty", "space/PG_17/1"].map(inode);
+    // Of an archive of which nothing is needed nothing is read.
+    let archive = scene.repository.backup_dir(scene.seal.id).join("16385.tar.zst");
+    let mut content = fs::read(&archive).unwrap();
+    content[30] ^= 1;
+    fs::write(&archive, &content).unwrap();
+    let (plan, restored) = scene.restore(&options).unwrap();
+    assert!(plan.delta && plan.target.filled && plan.tablespaces[0].new.as_ref().unwrap().filled);
+    assert!(plan.to_string().contains("what differs is rewritten"), "{plan}");
+    let kept = restored.kept.unwrap();
+    // label, version, empty, conf and the tablespace's; not what changed, and what a restore writes.
+    assert_eq!((kept.files, kept.removed), (5, 6), "{kept:?}");
+    assert_eq!(restored.compared.files, 9);
+    assert_eq!(["data/PG_VERSION", "data/base/5/empty", "space/PG_17/1"].map(inode), before);
+    assert_eq!(fs::read(scene.path("data/base/5/1259")).unwrap(), vec![7; 300_000]);
+    assert!(!scene.path("data/base/5/9999").exists() && !scene.path("data/pg_stat_tmp").exists());
+    assert_eq!(scene.read("data/postgresql.auto.conf").matches("restore_command").count(), 1);
+    for below in scene.all() {
+        let meta = fs::symlink_metadata(scene.path(&below)).unwrap();
+        if !meta.is_symlink() {
+            assert_eq!(meta.mode() & 0o7777, if meta.is_dir() { 0o700 } else { 0o600 }, "{below}");
+        }
+        if root() && !meta.is_symlink() {
+            assert_eq!((meta.uid(), meta.gid()), (NOBODY.user, NOBODY.group), "{below}");
+        }
+    }
+    // Of one that is needed all is read.
+    fs::remove_file(scene.path("space/PG_17/1")).unwrap();
+    let refused = scene.restore(&options).unwrap_err();
+    assert!(
+        matches!(&refused, RestoreError::Unfinished { source, .. } if matches!(**source, RestoreError::Content { .. })),
+        "{refused}"
+    );
+}
+
+/// P3: what is broken off can be gone on with, and not started.
+#[test]
+fn p3_a_delta_that_is_broken_off_cannot_be_started_and_goes_on() {
+    let (scene, options) = lived_in();
+    let plan = scene_plan(&scene, &options).unwrap();
+    for at in [
+        RestoreEvent::Comparing { done: 0, total: 0 },
+        RestoreEvent::Progress { done: 0, total: 0 },
+        RestoreEvent::Syncing,
+    ] {
+        let stopped = lay_down(&scene.repository, &plan, &mut |event| {
+            let there = std::mem::discriminant(&event) == std::mem::discriminant(&at);
+            if there { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap_err();
+        let RestoreError::Unfinished { source, .. } = &stopped else { panic!("{stopped}") };
+        assert!(matches!(**source, RestoreError::Stopped), "{stopped}");
+        assert!(!scene.path("data/global/pg_control").exists());
+        // It is not taken for an empty place, and not for a finished one.
+        let mut fresh = options.clone();
+        fresh.delta = false;
+        assert!(matches!(scene_plan(&scene, &fresh).unwrap_err(), RestoreError::NotEmpty(_)));
+    }
+    scene.restore(&options).unwrap();
+    assert!(scene.path("data/global/pg_control").exists() && !scene.path("data/restore.unfinished").exists());
+    let (_, restored) = scene.restore(&options).unwrap();
+    assert_eq!(restored.kept.unwrap().files, 6);
+}
+
+fn scene_plan(scene: &Scene, options: &Options) -> Result<Plan, RestoreError> {
+    plan(&scene.repository, options)
+}
+
+#[test]
+fn a_delta_into_what_is_free_is_a_restore_and_into_what_is_not_ours_is_refused() {
+    let scene = Scene::new(Parts::new());
+    let mut options = scene.options();
+    options.delta = true;
+    let (plan, restored) = scene.restore(&options).unwrap();
+    assert!(!plan.delta && restored.kept.is_none());
+    let refused = |expected: &str| {
+        let before = snapshot(scene.top.path());
+        let refused = scene_plan(&scene, &options).unwrap_err().to_string();
+        assert!(refused.contains(expected), "{refused}");
+        assert_eq!(snapshot(scene.top.path()), before);
+    };
+    fs::write(scene.path("data/postmaster.pid"), "1\n").unwrap();
+    refused("names process 1, which runs");
+    fs::remove_file(scene.path("data/postmaster.pid")).unwrap();
+    let mut control = crate::repository::made::CONTROL.to_vec();
+    control[0] ^= 1;
+    let sum = crc32c::crc32c(&control[..288]);
+    control[288..292].copy_from_slice(&sum.to_le_bytes());
+    fs::write(scene.path("data/global/pg_control"), &control).unwrap();
+    refused("but that of the cluster with system identifier");
+    fs::remove_file(scene.path("data/global/pg_control")).unwrap();
+    refused("something else");
+    fs::write(scene.path("data/global/pg_control"), crate::repository::made::CONTROL).unwrap();
+    // All in it would be removed.
+    fs::rename(scene.path("repo"), scene.path("data/repo")).unwrap();
+    let inside = Repository::open(&scene.path("data/repo"), std::sync::Arc::clone(scene.repository.disk())).unwrap();
+    let refused = super::plan(&inside, &options).unwrap_err();
+    assert!(matches!(refused, RestoreError::Overlap(..)), "{refused}");
+}
+
+#[test]
+fn without_checksums_nothing_stays() {
+    let scene = Scene::new(Parts::new());
+    scene.restore(&scene.options()).unwrap();
+    let mut seal = scene.seal.clone();
+    let dir = scene.repository.backup_dir(seal.id);
+    let text = fs::read_to_string(dir.join("backup_manifest")).unwrap();
+    let (mut body, _) = text.split_once("\"Manifest-Checksum\"").map(|(body, rest)| (body.to_owned(), rest)).unwrap();
+    while let Some(at) = body.find(", \"Checksum-Algorithm\"") {
+        let end = at + body[at..].find(" }").unwrap();
+        body.replace_range(at..end, "");
+    }
+    let sum = crate::repository::Sha256Sum::of(body.as_bytes());
+    reseal(
+        &scene.repository,
+        &mut seal,
+        "backup_manifest",
+        format!("{body}\"Manifest-Checksum\": \"{sum}\"}}\n").as_bytes(),
+    );
+    let mut options = scene.options();
+    options.delta = true;
+    let (_, restored) = scene.restore(&options).unwrap();
+    assert_eq!(restored.kept.unwrap().files, 0);
+    assert_eq!((restored.compared.files, restored.compared.by_checksum), (7, 0));
 }

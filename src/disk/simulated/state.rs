@@ -235,8 +235,15 @@ impl State {
         }
     }
 
+    pub(super) fn link(&self, id: Id) -> Option<PathBuf> {
+        match self.nodes.get(id) {
+            Some(Node::Link(target)) => Some(target.clone()),
+            _ => None,
+        }
+    }
+
     pub(super) fn meta(&self, id: Id) -> Meta {
-        Meta { len: self.file(id).map_or(0, |file| file.cache.len()), kind: self.kind(id), mode: 0o600 }
+        Meta { len: self.file(id).map_or(0, |file| file.cache.len()), kind: self.kind(id), mode: 0o600, links: 1 }
     }
 
     /// Bytes in all files that have a name.

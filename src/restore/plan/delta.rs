@@ -1,0 +1,46 @@
+//! Places that are there, and of which what equals the backup is to stay.
+
+use std::path::Path;
+
+use super::super::RestoreError;
+use super::places::{Place, absolute, place};
+use crate::datadir::{DataDirError, Found, Places, TablespacePlace, cluster_at, server_at};
+use crate::disk::{Disk, DiskError, EntryKind};
+
+/// The data directory: one of the cluster, on which no server runs; or a place that is free.
+pub(super) fn target(disk: &dyn Disk, path: &Path, cluster: u64) -> Result<Place, RestoreError> {
+    let path = absolute(path)?;
+    match cluster_at(disk, &path)? {
+        Found::Nothing => return place(disk, &path),
+        Found::Cluster(id) if id == cluster => {}
+        found => return Err(DataDirError::OtherCluster { path, found }.into()),
+    }
+    match server_at(disk, &path)? {
+        Some(pid) => Err(DataDirError::Running { path, pid }.into()),
+        None => Ok(Place { path, exists: true, filled: true }),
+    }
+}
+
+/// A tablespace: one that the data directory's own link leads to; or a place that is free.
+pub(super) fn tablespace(disk: &dyn Disk, target: &Place, oid: u32, path: &Path) -> Result<Place, RestoreError> {
+    let tablespaces = vec![TablespacePlace { oid, path: Some(path.to_owned()) }];
+    let places = Places { data: target.path.clone(), wal: None, tablespaces, owner: None };
+    if target.filled && places.is_linked(disk, oid)? {
+        return Ok(Place { path: path.to_owned(), exists: true, filled: true });
+    }
+    place(disk, path)
+}
+
+/// Bytes of the files in a directory.
+pub(super) fn held(disk: &dyn Disk, dir: &Path) -> Result<u64, DiskError> {
+    let mut sum: u64 = 0;
+    for entry in disk.list(dir)? {
+        let path = dir.join(&entry.name);
+        sum = sum.saturating_add(match entry.kind {
+            EntryKind::Directory => held(disk, &path)?,
+            EntryKind::File => disk.metadata(&path)?.map_or(0, |meta| meta.len),
+            EntryKind::Other => 0,
+        });
+    }
+    Ok(sum)
+}
