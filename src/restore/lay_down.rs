@@ -135,7 +135,7 @@ fn configure(layer: &mut Layer<'_>, plan: &Plan) -> Result<Vec<String>, RestoreE
     auto.extend(plan.source().lines(&plan.goal, &copied.targets()));
     layer.replace(AUTO_CONF, &auto)?;
     let (signal, other) = match plan.goal {
-        Goal::EndOfWal => ("recovery.signal", "standby.signal"),
+        Goal::EndOfWal | Goal::Point(_) => ("recovery.signal", "standby.signal"),
         Goal::Standby { .. } => ("standby.signal", "recovery.signal"),
     };
     // A standby's own is among the files that were copied from it.
