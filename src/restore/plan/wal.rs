@@ -106,13 +106,21 @@ pub(super) fn plan_wal(
         }
         _ => {}
     }
-    if let Some(Damage { segment, what }) = &damage {
-        let then = if stops { "recovery stops before that" } else { "recovery ends there" };
+    if let Some(Damage { segment, what, last }) = &damage {
+        let then = match last {
+            _ if stops => "recovery stops before that".to_owned(),
+            Some(last) if *segment != last_needed => format!(
+                "the server ends there with an error, unless the segment is put right; --target-lsn {last} is before it"
+            ),
+            _ => "recovery ends there".to_owned(),
+        };
         notes.push(format!("segment {segment} is damaged behind the backup's end ({what}): {then}"));
     }
-    // The way up to the damage is that of the timeline that the damaged segment is of.
-    let tli = damage.as_ref().map_or_else(|| way.tli(), |damage| damage.segment.tli());
-    let gap = damage.map(|damage| damage.segment).or_else(|| reach.gap.map(|(gap, _)| gap)).filter(|_| !standby);
+    // No damage that the server may meet must keep a recovery from coming to its target, or a whole backup
+    // from starting. The way up to it is that of the timeline that the damaged segment is of.
+    let end = damage.map(|damage| damage.segment).filter(|segment| stops || *segment == last_needed);
+    let tli = end.map_or_else(|| way.tli(), Segment::tli);
+    let gap = end.or_else(|| reach.gap.map(|(gap, _)| gap)).filter(|_| !standby);
     let target = ask.goal.aim().map(|aim| {
         let (setting, value) = aim.target.setting();
         let target = TargetSetting { setting, value };
@@ -224,6 +232,8 @@ fn newest(
 struct Damage {
     segment: Segment,
     what: String,
+    /// Where the last whole record before it begins.
+    last: Option<Lsn>,
 }
 
 /// Shows the recovery's records from its first on, up to `until`, to the end of what is held, or until it
@@ -238,7 +248,8 @@ fn walk(archive: &Archive, way: &History, until: Lsn, watch: &mut Watch<'_>) -> 
     while chain.at() < until {
         let segment = way.segment_at(chain.at(), size);
         let walked = archive.walk(way, &mut chain, segment.end().min(until), &mut |record| watch.see(record));
-        let damage = |what| Ok(Some(Damage { segment, what }));
+        let last = chain.last_record();
+        let damage = |what| Ok(Some(Damage { segment, what, last }));
         match walked {
             Ok(Stopped::Reached) => {}
             Ok(Stopped::Invalid { form, broken, .. }) if !form.partial => return damage(broken.to_string()),
