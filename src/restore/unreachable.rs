@@ -180,7 +180,7 @@ fn behind(after: Option<Beside>) -> String {
 fn transactions(lower: Option<Transaction>, higher: Option<Transaction>) -> String {
     let beside: Vec<String> =
         [lower, higher].into_iter().flatten().map(|near| format!("{near} ({})", near.end)).collect();
-    if beside.is_empty() { String::new() } else { format!("; the nearest are {}", beside.join(" and ")) }
+    if beside.is_empty() { String::new() } else { format!("; the nearest by number: {}", beside.join(" and ")) }
 }
 
 fn listed(points: &[NamedPoint]) -> String {
@@ -191,5 +191,5 @@ fn listed(points: &[NamedPoint]) -> String {
         let time = point.time.map_or_else(String::new, |time| format!(" of {time}"));
         format!("\"{}\"{time} ({})", point.name.escape_debug(), point.end)
     });
-    format!("; the last are {}", named.collect::<Vec<_>>().join(", "))
+    format!("; the last ones: {}", named.collect::<Vec<_>>().join(", "))
 }
