@@ -75,3 +75,16 @@ fn speed(bytes: u64, milliseconds: u64) -> Option<u64> {
 fn milliseconds(bytes: u64, speed: u64) -> u64 {
     bytes.saturating_mul(1000).checked_div(speed).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speeds_are_of_what_moved_enough() {
+        assert_eq!(speed(128 << 20, 2000), Some(64 << 20));
+        assert_eq!(speed(ENOUGH - 1, 1), None, "mostly the start of the server");
+        assert_eq!((speed(ENOUGH, 0), speed(u64::MAX, 1), speed(ENOUGH, u64::MAX)), (None, None, None));
+        assert_eq!((milliseconds(400 << 20, LAY_DOWN), milliseconds(1, 0)), (2000, u64::MAX));
+    }
+}
