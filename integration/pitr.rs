@@ -171,7 +171,10 @@ fn land(room: &Room, repo: &Path, history: &[Entry], wanted: &Wanted, promote: b
     assert_eq!(end["at"].as_str().unwrap(), reached.to_string(), "the plan says otherwise: {plan:#}");
     let planned = end["last_transaction"]["time"].as_str().map(|text| text.parse::<jiff::Timestamp>().unwrap());
     let last = server.sql("select (extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::bigint");
-    assert_eq!(planned.map(|time| time.as_microsecond().to_string()).unwrap_or_default(), last, "{plan:#}");
+    // Where it stops after a position the server replays a commit, and does not note its time.
+    let silent = matches!(wanted.point, At::Lsn(_)) && wanted.inclusive && end["at"] == end["last_transaction"]["end"];
+    let planned = planned.map(|time| time.as_microsecond().to_string()).unwrap_or_default();
+    assert!(planned == last || silent, "planned {planned}, reached {last}: {plan:#}");
     let rows = server.rows("select row from history");
     let rows: HashSet<i64> = rows.iter().map(|row| row[0].as_deref().unwrap().parse().unwrap()).collect();
     check(wanted, history, reached, &rows);

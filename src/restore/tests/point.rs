@@ -47,7 +47,7 @@ fn time(seconds: i64) -> Target {
 
 impl Scene {
     fn plan_to(&self, target: Target) -> Result<Plan, RestoreError> {
-        super::plan(&self.repository, &Options { goal: to(target), ..self.options() })
+        plan(&self.repository, &Options { goal: to(target), ..self.options() })
     }
 
     #[track_caller]
@@ -137,7 +137,7 @@ fn what_cannot_be_reached_is_refused_with_the_nearest_points() {
     assert!(matches!(&before, Unreachable::BeforeAll { first, .. } if first.at == scene.seal.stop.lsn()), "{before:?}");
     let named = |target| {
         let goal = to(target);
-        super::plan(&scene.repository, &Options { which: Which::Named(scene.seal.id), goal, ..scene.options() })
+        plan(&scene.repository, &Options { which: Which::Named(scene.seal.id), goal, ..scene.options() })
     };
     for target in [time(-1), Target::Lsn(Lsn::new(scene.seal.stop.lsn().get() - 9000))] {
         let before = named(target).unwrap_err();
@@ -165,10 +165,11 @@ fn a_hole_or_damage_counts_when_it_comes_before_the_target() {
     let wal = scene.path("repo/wal");
     let segment = |no: u64| format!("0000000100000000{no:08X}");
     let whole = fs::read(wal.join(segment(7))).unwrap();
+    let last_before = after(20).timestamp();
     let in_gap = |scene: &Scene, target: Target, no: u64| match scene.unreachable(target) {
         Unreachable::InGap { hole, before, after, .. } => {
             assert_eq!((hole.name(), before.at < Lsn::new((no + 1) * SIZE), after), (segment(no), true, None));
-            assert_eq!(before.commit.map(|time| time.0), super::point::after(20).timestamp());
+            assert_eq!(before.commit.map(|time| time.0), last_before);
         }
         other => panic!("{other:?}"),
     };
@@ -219,7 +220,7 @@ fn a_tablespace_is_not_made_over_what_is_in_use() {
     assert_eq!(scene.plan_to(Target::Name("here".to_owned())).unwrap().wal.makes_tablespaces, []);
     // How far a standby goes nobody knows.
     let standby = Options { goal: Goal::Standby { primary_conninfo: None }, ..scene.options() };
-    assert!(notes(super::plan(&scene.repository, &standby).unwrap()).contains("at the same paths"));
+    assert!(notes(plan(&scene.repository, &standby).unwrap()).contains("at the same paths"));
 }
 
 #[test]
@@ -235,7 +236,7 @@ fn a_timeline_that_is_asked_for_is_gone_along_or_refused() {
     fork(2, 6 * SIZE + 8192, 6);
     fork(3, scene.seal.stop.lsn().get() - 8, 5);
     fork(4, 8 * SIZE + 8192, 8);
-    let along = |along: Along| super::plan(&scene.repository, &Options { along, ..scene.options() });
+    let along = |along: Along| plan(&scene.repository, &Options { along, ..scene.options() });
     let number = |tli: u32| Along::Timeline(TimelineId::new(tli).unwrap());
     let pinned = |plan: Result<Plan, RestoreError>| plan.unwrap().wal.timeline.unwrap().get();
     assert_eq!((pinned(along(Along::Latest)), pinned(along(number(2)))), (2, 2));
@@ -245,7 +246,7 @@ fn a_timeline_that_is_asked_for_is_gone_along_or_refused() {
     assert!(matches!(along(number(9)), Err(RestoreError::Archive(ArchiveError::NoHistory(_)))));
     let aimed = |along: Along| {
         let goal = to(Target::Immediate);
-        super::plan(&scene.repository, &Options { along, goal, ..scene.options() })
+        plan(&scene.repository, &Options { along, goal, ..scene.options() })
     };
     assert_eq!(pinned(aimed(number(4))), 4, "it lies before the hole");
     assert!(matches!(aimed(number(3)), Err(RestoreError::NotOnTimeline { .. })));
