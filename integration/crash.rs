@@ -38,6 +38,11 @@ impl Moments {
         self.next() < 500
     }
 
+    /// Some number below this.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        (self.next() * 1000 + self.next()) as usize % end
+    }
+
     /// 0 to 999.
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;

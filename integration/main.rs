@@ -36,6 +36,7 @@ mod failover;
 mod hosts;
 mod identical;
 mod pg_receivewal;
+mod pitr;
 mod readme;
 mod refusals;
 mod restore;
@@ -123,6 +124,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("status_tells_lag_and_slot", status::lag_and_slot),
     ("status_tells_a_gap_and_a_promotion", status::gap_and_promotion),
     ("p7_pg_waldump_reads_the_archive", identical::waldump),
+    ("pitr_lands_exactly", pitr::lands_exactly),
+    ("pitr_refuses_what_cannot_be_reached", pitr::refused),
+    ("pitr_makes_no_tablespace_over_another", pitr::tablespaces),
     ("drill_passes_beside_its_source_and_is_recorded", drill::good),
     ("drill_names_a_damaged_index", drill::damaged_index),
     ("drill_asks_the_operators_own_questions", drill::own_questions),

@@ -369,6 +369,16 @@ impl From<RestoreError> for Failure {
             RestoreError::NoSuchTablespace { .. } | RestoreError::MappedTwice(_) => {
                 failure.hint("walhold restore --plan shows the tablespaces")
             }
+            RestoreError::TablespaceInUse { .. } => failure.exit(Exit::NotUsable).hint(
+                "take a backup now that the tablespace is there, recover to a point before it, or restore on another host",
+            ),
+            RestoreError::Unreachable(unreachable) => failure.exit(Exit::NotUsable).hint(unreachable.hint()),
+            RestoreError::NotOnTimeline { .. } => {
+                failure.exit(Exit::NotUsable).hint("name an earlier backup; walhold status shows the timelines")
+            }
+            RestoreError::TimelineCutOff { .. } => {
+                failure.exit(Exit::NotUsable).hint("walhold status shows the gaps; a target before the gap can be reached")
+            }
             RestoreError::NoRoom { .. } => failure.hint("make room, or restore to another file system"),
             RestoreError::OwnerNeeded => failure.hint("name the server's user: --owner postgres"),
             RestoreError::CannotGiveAway(_) => failure.hint("run as root, or leave --owner out"),
@@ -407,7 +417,6 @@ impl From<DrillError> for Failure {
             DrillError::Archive(e) => e.into(),
             DrillError::Disk(e) => e.into(),
             DrillError::RunAs => failure.hint("name the user that is to run it: --run-as postgres"),
-            DrillError::BeforeBackup { .. } => failure.hint("name an earlier backup, or a later --target-time"),
             DrillError::CannotRunAs(_) => failure.hint("run as root, or leave --run-as out"),
             DrillError::Barrier(_) => failure.hint("let that user, or choose another place: --scratch DIR"),
             DrillError::LeftBehind(..) => failure.hint("remove it by hand"),

@@ -5,20 +5,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
 use tracing::{info, warn};
 
-use super::values::{mapping, owner};
+use super::values::{along, mapping, moment, owner, restore_point, transaction};
 use super::{Failure, restored, signals};
 use crate::disk::Real;
 use crate::repository::{Repository, Which};
-use crate::restore::{Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, lay_down, plan};
+use crate::restore::{
+    Action, Aim, Along, Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, Target, lay_down, plan,
+};
+use crate::wal::Lsn;
 
 /// Lay a backup down so that a server can be started on it; refuses before it writes if that cannot succeed
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Backup, as walhold list names it
+    /// Backup, as walhold list names it; latest is the newest, with a target the newest that reaches it
     #[arg(default_value_t)]
     backup: Which,
     /// Repository
@@ -49,6 +53,74 @@ pub(super) struct Arguments {
     /// Who is to own the files: a name or number, of a user or USER:GROUP
     #[arg(long, value_name = "USER", value_parser = owner)]
     owner: Option<Owner>,
+    #[command(flatten)]
+    point: Point,
+}
+
+/// Where recovery is to stop, if not at the end of WAL.
+#[derive(Debug, Args)]
+struct Point {
+    /// Recover to this time, as 2026-11-22T05:15:00.5Z or "2026-11-22 05:15:00+01"; without an offset it is local
+    #[arg(long, value_name = "TIME", value_parser = moment, group = "target_point", conflicts_with = "standby")]
+    target_time: Option<Timestamp>,
+    /// Recover to this position, as 1/A0000028
+    #[arg(long, value_name = "LSN", group = "target_point", conflicts_with = "standby")]
+    target_lsn: Option<Lsn>,
+    /// Recover to the end of this transaction
+    #[arg(long, value_name = "XID", value_parser = transaction, group = "target_point", conflicts_with = "standby")]
+    target_xid: Option<u32>,
+    /// Recover to the restore point of this name
+    #[arg(long, value_name = "NAME", value_parser = restore_point, group = "target_point", conflicts_with = "standby")]
+    target_name: Option<String>,
+    /// Recover no further than needed
+    #[arg(long, group = "target_point", conflicts_with = "standby")]
+    target: Option<Soonest>,
+    /// Whether what lies exactly at the target is recovered
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true, requires = "target_point")]
+    #[arg(conflicts_with_all = ["target_name", "target"])]
+    target_inclusive: bool,
+    /// What the server does there
+    #[arg(long, value_name = "ACTION", default_value = "promote", requires = "target_point")]
+    target_action: AtTarget,
+    /// Timeline to go along: latest, current (the backup's) or a number; latest is the newest that can be reached
+    #[arg(long, value_name = "TIMELINE", default_value = "latest", value_parser = along, conflicts_with = "standby")]
+    target_timeline: Along,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Soonest {
+    /// Stop as soon as the data is consistent
+    Immediate,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AtTarget {
+    /// Take writes, on a new timeline
+    Promote,
+    /// Answer queries and wait
+    Pause,
+    /// Shut down
+    Shutdown,
+}
+
+impl Point {
+    fn aim(&self) -> Option<Aim> {
+        // The command line has no more than one of them.
+        let all = [
+            self.target_time.map(Target::Time),
+            self.target_lsn.map(Target::Lsn),
+            self.target_xid.map(Target::Xid),
+            self.target_name.clone().map(Target::Name),
+            self.target.map(|Soonest::Immediate| Target::Immediate),
+        ];
+        let target = all.into_iter().flatten().next()?;
+        let action = match self.target_action {
+            AtTarget::Promote => Action::Promote,
+            AtTarget::Pause => Action::Pause,
+            AtTarget::Shutdown => Action::Shutdown,
+        };
+        Some(Aim { target, inclusive: self.target_inclusive, action })
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -103,7 +175,7 @@ impl Arguments {
         let goal = if self.standby {
             Goal::Standby { primary_conninfo: self.primary_conninfo.clone() }
         } else {
-            Goal::EndOfWal
+            self.point.aim().map_or(Goal::EndOfWal, Goal::Point)
         };
         Ok(Options {
             which: self.backup,
@@ -112,6 +184,7 @@ impl Arguments {
             delta: self.delta,
             owner: self.owner,
             goal,
+            along: self.point.target_timeline,
             program,
         })
     }

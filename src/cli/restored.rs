@@ -51,6 +51,9 @@ pub(super) fn page(plan: &Plan, restored: &Restored, took: Duration, owner: Opti
 fn wal(plan: &Plan) -> String {
     let wal = &plan.wal;
     let from = format!("the server will read WAL from {}, be consistent at {}", wal.from, wal.consistent_at);
+    if let (Some(end), Some(then)) = (&wal.end, plan.then()) {
+        return format!("{from}, and stop at {end}; then {then}");
+    }
     match (wal.timeline, &wal.ends_at_gap) {
         (Some(tli), None) => {
             format!("{from}, and go on along timeline {tli} to the end, in segment {} now", wal.last_segment)

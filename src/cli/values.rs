@@ -9,7 +9,7 @@ use jiff::tz::TimeZone;
 use crate::codec::{Packing, ParsePackingError};
 use crate::protocol::MaxRate;
 use crate::repository::{Holder, Task};
-use crate::restore::{Mapping, Owner};
+use crate::restore::{Along, Mapping, Owner};
 use crate::status::MaxLag;
 use crate::wal::TimelineId;
 
@@ -70,6 +70,34 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
 pub(super) fn timeline(text: &str) -> Result<TimelineId, String> {
     let number = text.parse().ok().and_then(TimelineId::new);
     number.ok_or_else(|| format!("\"{text}\" is not a timeline (a number from 1 on)"))
+}
+
+/// `latest`, `current` or a timeline's number.
+pub(super) fn along(text: &str) -> Result<Along, String> {
+    match text {
+        "latest" => Ok(Along::Latest),
+        "current" => Ok(Along::Current),
+        _ => timeline(text)
+            .map(Along::Timeline)
+            .map_err(|_| format!("\"{text}\" is not a timeline (latest, current, or a number from 1 on)")),
+    }
+}
+
+/// A transaction's number, as `txid_current` or `pg_current_xact_id` give it: with the count of
+/// rounds above its 32 bits, which WAL does not hold and the server passes over.
+pub(super) fn transaction(text: &str) -> Result<u32, String> {
+    const FIRST: u64 = 3;
+    let number = text.parse::<u64>().ok().map(|number| number & u64::from(u32::MAX)).filter(|xid| *xid >= FIRST);
+    let number = number.and_then(|xid| u32::try_from(xid).ok());
+    number.ok_or_else(|| format!("\"{text}\" is not the number of a transaction (from {FIRST} on)"))
+}
+
+/// A restore point's name, which a server takes if it is not too long (`MAXFNAMELEN`).
+pub(super) fn restore_point(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=63 => Ok(text.to_owned()),
+        _ => Err("the name of a restore point has 1 to 63 bytes".to_owned()),
+    }
 }
 
 /// How complete segments are compressed, if they are.
@@ -194,6 +222,17 @@ mod tests {
         for text in ["", "now", "yesterday", "2026-11-22 25:00:00", "2026-11-22T05:15:00Z x", "1764000000"] {
             assert!(moment(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn points_to_recover_to() {
+        assert_eq!((along("latest"), along("current")), (Ok(Along::Latest), Ok(Along::Current)));
+        assert_eq!(along("7"), Ok(Along::Timeline(TimelineId::new(7).unwrap())));
+        assert!(["0", "x", ""].iter().all(|text| along(text).is_err()));
+        assert_eq!((transaction("815"), transaction("4294968111")), (Ok(815), Ok(815)));
+        assert!(["0", "2", "4294967296", "-1", "x", ""].iter().all(|text| transaction(text).is_err()));
+        assert_eq!(restore_point(&"x".repeat(63)), Ok("x".repeat(63)));
+        assert!(restore_point(&"x".repeat(64)).is_err() && restore_point("").is_err());
     }
 
     #[test]

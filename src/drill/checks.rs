@@ -8,6 +8,7 @@ use super::sql::{Door, Rows};
 use super::{DrillError, DrillEvent, Ended, Limits};
 use crate::connection::{Error, Session};
 use crate::repository::DrillRecord;
+use crate::restore::PlannedWal;
 use crate::wal::Lsn;
 
 /// Sessions that `pg_amcheck` works in.
@@ -24,11 +25,11 @@ const TABLES: &str = "select c.oid::pg_catalog.text, c.oid::pg_catalog.regclass:
      from pg_catalog.pg_class c join pg_catalog.pg_am a on a.oid = c.relam where a.amname = 'heap' \
      and c.relkind in ('r', 't', 'm') and c.relpersistence = 'p' order by c.oid";
 
-/// How far recovery came; it must not be less than what the archive held when the drill began.
+/// How far recovery came; it must not be less than what was planned.
 pub(super) fn reached(
     door: &Door,
     record: &mut DrillRecord,
-    consistent_at: Lsn,
+    planned: &PlannedWal,
     limits: &Limits<'_>,
 ) -> Result<(), Ended> {
     let mut session = door.open(door.database).map_err(DrillError::Connect)?;
@@ -43,13 +44,15 @@ pub(super) fn reached(
     let reached: Lsn = reached.ok_or_else(|| Ended::Failed("the server does not say how far it came".to_owned()))?;
     record.reached = Some(reached);
     record.reached_time = value(2).and_then(|text| text.parse().ok()).map(crate::repository::Time);
-    if reached < consistent_at {
-        return Err(Ended::Failed(format!(
-            "recovery ended at {reached}, before {consistent_at} where the backup ends"
-        )));
+    if reached < planned.consistent_at {
+        let at = planned.consistent_at;
+        return Err(Ended::Failed(format!("recovery ended at {reached}, before {at} where the backup ends")));
     }
-    match record.archive_end.filter(|end| record.target_time.is_none() && reached < *end) {
-        Some(end) => Err(Ended::Failed(format!("recovery ended at {reached}, and the archive goes on to {end}"))),
+    match planned.end.as_ref().filter(|end| reached < end.at) {
+        Some(end) if planned.target.is_some() => {
+            Err(Ended::Failed(format!("recovery ended at {reached}, and its target lies at {}", end.at)))
+        }
+        Some(end) => Err(Ended::Failed(format!("recovery ended at {reached}, and the archive goes on to {}", end.at))),
         None => Ok(()),
     }
 }

@@ -30,8 +30,6 @@ pub(super) struct Places<'a> {
 pub(super) struct Wanted<'a> {
     /// Lines that say how it recovers.
     pub(super) recovery: &'a [u8],
-    /// Where it is to stop.
-    pub(super) target_time: Option<jiff::Timestamp>,
     /// Whether a tablespace lies in the data directory, which a server takes for damage if it is not told.
     pub(super) in_place: bool,
 }
@@ -61,10 +59,6 @@ pub(super) fn server(major: u32, places: &Places<'_>, control: &ControlFile, wan
     }
     if wanted.in_place {
         set("allow_in_place_tablespaces", b"on");
-    }
-    if let Some(time) = wanted.target_time {
-        set("recovery_target_time", time.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string().as_bytes());
-        set("recovery_target_action", b"promote");
     }
     lines
 }
@@ -130,21 +124,20 @@ mod tests {
 
     const CONTROL: &[u8] = include_bytes!("../../proto-tests/captured/pg_control-17");
 
-    fn text(major: u32, target_time: Option<&str>) -> String {
+    fn text(major: u32) -> String {
         let places = Places {
             sockets: Path::new("/tmp/it's/s"),
             hba: Path::new("/a\\b/pg_hba.conf"),
             ident: Path::new("/i/pg_ident.conf"),
         };
         let control = ControlFile::parse(CONTROL).unwrap();
-        let target_time = target_time.map(|text| text.parse().unwrap());
-        let wanted = Wanted { recovery: b"restore_command = 'x'\n", target_time, in_place: major == 18 };
+        let wanted = Wanted { recovery: b"restore_command = 'x'\n", in_place: major == 18 };
         String::from_utf8(server(major, &places, &control, &wanted)).unwrap()
     }
 
     #[test]
     fn values_are_quoted() {
-        let text = text(17, None);
+        let text = text(17);
         assert!(text.contains("\nunix_socket_directories = '/tmp/it''s/s'\n"), "{text}");
         assert!(text.contains("\nhba_file = '/a\\\\b/pg_hba.conf'\n"), "{text}");
         assert!(text.contains("\nrestore_command = 'x'\n"), "{text}");
@@ -158,7 +151,7 @@ mod tests {
 
     #[test]
     fn nothing_reaches_out() {
-        let text = text(13, None);
+        let text = text(13);
         for name in [
             "listen_addresses",
             "archive_command",
@@ -170,12 +163,12 @@ mod tests {
             assert!(text.contains(&format!("\n{name} = ''\n")), "{name}");
         }
         assert!(text.contains("\nmax_logical_replication_workers = '0'\n"));
-        assert!(!text.contains("event_triggers") && !text.contains("recovery_target_time"), "{text}");
+        assert!(!text.contains("event_triggers"), "{text}");
     }
 
     #[test]
     fn limits_are_those_of_the_source_at_least() {
-        let text = text(17, None);
+        let text = text(17);
         for line in [
             "max_connections = '123'",
             "max_worker_processes = '11'",
@@ -190,15 +183,8 @@ mod tests {
 
     #[test]
     fn tablespaces_in_the_data_directory_are_announced() {
-        assert!(text(18, None).contains("\nallow_in_place_tablespaces = 'on'\n"));
+        assert!(text(18).contains("\nallow_in_place_tablespaces = 'on'\n"));
         // Some of 13 and 14 do not know it.
-        assert!(!text(13, None).contains("allow_in_place_tablespaces"));
-    }
-
-    #[test]
-    fn a_target_is_told_in_utc() {
-        let text = text(15, Some("2026-11-22T06:15:00.5+01:00"));
-        assert!(text.contains("\nrecovery_target_time = '2026-11-22 05:15:00.500000+00'\n"), "{text}");
-        assert!(text.contains("\nrecovery_target_action = 'promote'\n"), "{text}");
+        assert!(!text(13).contains("allow_in_place_tablespaces"));
     }
 }

@@ -9,7 +9,6 @@ mod checks;
 mod config;
 mod process;
 mod run;
-mod scan;
 mod scratch;
 mod server;
 mod sql;
@@ -24,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::ArchiveError;
 use crate::connection::ConnectError;
 use crate::disk::DiskError;
-use crate::repository::{BackupId, DrillRecord, NotUsable, RepositoryError, Time, Which};
+use crate::repository::{BackupId, DrillRecord, NotUsable, RepositoryError, Which};
 use crate::restore::{Owner, RestoreError, RestoreEvent};
 use crate::wal::Lsn;
 
@@ -134,15 +133,6 @@ pub enum DrillError {
     /// Root cannot run the server.
     #[error("a PostgreSQL server does not run as root, and no other user is named")]
     RunAs,
-    /// No recovery of this backup comes by that time: the server would stop at the first commit behind the
-    /// backup's end, as if it had been asked for that.
-    #[error("backup {backup} ended at {ended}, and no time before that can be reached from it")]
-    BeforeBackup {
-        /// Which.
-        backup: BackupId,
-        /// When it ended.
-        ended: Time,
-    },
     /// Only root can give a server to another user.
     #[error("only root can run the server as user {0}")]
     CannotRunAs(u32),

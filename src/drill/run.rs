@@ -12,12 +12,14 @@ use super::process::Programs;
 use super::scratch::Scratch;
 use super::server::Server;
 use super::sql::Door;
-use super::{DrillError, DrillEvent, Drilled, Ended, Limits, Options, Stop, checks, scan};
+use super::{DrillError, DrillEvent, Drilled, Ended, Limits, Options, Stop, checks};
 use crate::datadir::DataDirError;
 use crate::disk::Real;
 use crate::image::ControlFile;
 use crate::repository::{DrillRecord, Repository, Seal, Time, Which};
-use crate::restore::{Goal, Mapping, Options as RestoreOptions, Plan, RestoreError, lay_down, plan};
+use crate::restore::{
+    Action, Aim, Along, Goal, Mapping, Options as RestoreOptions, Plan, RestoreError, Target, lay_down, plan,
+};
 
 /// The server that crashes under a check takes a moment to end.
 const CRASH: Duration = Duration::from_millis(300);
@@ -36,9 +38,6 @@ pub fn drill(
     let started = Time(Timestamp::now());
     // Neither it nor its WAL may be removed while it is read.
     let (backup, _held) = repository.hold(repository.find(options.which)?.id)?;
-    if options.target_time.is_some_and(|target| target < backup.stop_time.0) {
-        return Err(DrillError::BeforeBackup { backup: backup.id, ended: backup.stop_time });
-    }
     let tools = Tools::find(options, &backup)?;
     let mut record = DrillRecord {
         backup: backup.id,
@@ -131,7 +130,7 @@ impl Drill<'_> {
         let mut server = self.start(&plan)?;
         record.server = Some(self.tools.programs.version.clone());
         tell(DrillEvent::Started { version: self.tools.programs.version.clone() });
-        let way = (plan.wal.from, record.archive_end.unwrap_or(plan.wal.consistent_at));
+        let way = (plan.wal.from, plan.wal.end.as_ref().map_or(plan.wal.consistent_at, |end| end.at));
         server.wait_for_recovery(&limits, self.repository.segment_size(), way, tell)?;
         record.durations_ms.recovery = milliseconds(begun);
 
@@ -161,7 +160,8 @@ impl Drill<'_> {
             mappings: spaces.map(|s| mapping((&s.location, self.scratch.tablespace(s.oid)))).collect(),
             delta: false,
             owner: self.options.run_as,
-            goal: Goal::EndOfWal,
+            goal: self.options.target_time.map_or(Goal::EndOfWal, to_time),
+            along: Along::Latest,
             program: self.options.program.clone(),
         };
         let plan = plan(&self.unsynced()?, &options).map_err(judge)?;
@@ -170,7 +170,13 @@ impl Drill<'_> {
         if let Some(gap) = &plan.wal.ends_at_gap {
             record.not_checked.push(format!("WAL from segment {gap} on, which is missing or damaged"));
         }
-        record.archive_end = Some(scan::end_of_wal(&self.repository.archive(), self.backup, &plan)?);
+        // A server that replays it writes to that place (`create_tablespace_directories`), which another
+        // one may be using.
+        if let Some(made) = plan.wal.makes_tablespaces.first() {
+            let (location, at) = (made.location.clone(), made.at);
+            return Err(DrillError::MakesTablespace { location, at }.into());
+        }
+        record.archive_end = plan.wal.end.as_ref().map(|end| end.at).filter(|_| self.options.target_time.is_none());
         Ok(plan)
     }
 
@@ -195,7 +201,6 @@ impl Drill<'_> {
         let major = self.backup.server_version.major();
         let wanted = Wanted {
             recovery: &plan.recovery_settings(),
-            target_time: self.options.target_time,
             in_place: plan.tablespaces.iter().any(|planned| planned.new.is_none()),
         };
         let lines = config::server(major, &places, &control, &wanted);
@@ -214,7 +219,7 @@ impl Drill<'_> {
         tell: &mut impl FnMut(DrillEvent),
     ) -> Result<(), Ended> {
         let door = Door::find(&self.scratch.sockets(), &self.options.users)?;
-        checks::reached(&door, record, plan.wal.consistent_at, limits)?;
+        checks::reached(&door, record, &plan.wal, limits)?;
         record.checked.push("the server recovered and became consistent".to_owned());
         if let Some(at) = record.reached {
             tell(DrillEvent::Recovered { at, time: record.reached_time.map(|time| time.0) });
@@ -266,6 +271,10 @@ impl Drill<'_> {
     }
 }
 
+fn to_time(time: Timestamp) -> Goal {
+    Goal::Point(Aim { target: Target::Time(time), inclusive: true, action: Action::Promote })
+}
+
 /// Whether it is the backup that cannot be restored, or something else that is in the way.
 fn judge(e: RestoreError) -> Ended {
     match e {
@@ -277,6 +286,7 @@ fn judge(e: RestoreError) -> Ended {
         | RestoreError::Content { .. }
         | RestoreError::DataDir(_)
         | RestoreError::Map(_) => Ended::Failed(e.to_string()),
+        RestoreError::TablespaceInUse { location, at } => Ended::Error(DrillError::MakesTablespace { location, at }),
         e => Ended::Error(DrillError::Restore(e)),
     }
 }

@@ -43,7 +43,8 @@ pub struct DrillRecord {
     pub reached: Option<Lsn>,
     /// Commit time of the last transaction that it replayed.
     pub reached_time: Option<Time>,
-    /// Exclusive end of the last whole record that the archive held on that timeline.
+    /// Exclusive end of the last whole record that the archive held on that timeline; `None` if it was not
+    /// to recover so far.
     pub archive_end: Option<Lsn>,
     /// How long it took.
     pub durations_ms: DrillDurations,

@@ -4,8 +4,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::Goal;
+use super::{Action, Goal};
 use crate::wal::{Segment, TimelineId};
+
+/// The settings of which one at most may be set.
+const TARGETS: [&str; 5] =
+    ["recovery_target", "recovery_target_time", "recovery_target_xid", "recovery_target_name", "recovery_target_lsn"];
 
 /// How the server gets its WAL.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +57,22 @@ impl Source<'_> {
         }
         for name in earlier {
             set(name, b"");
+        }
+        if let Some(aim) = goal.aim() {
+            let (ours, value) = aim.target.setting();
+            // The server takes them one by one, and refuses to start where one is set after another, be it
+            // to nothing; some may be set in files that are included.
+            for name in TARGETS.iter().filter(|name| **name != ours && !earlier.contains(name)) {
+                set(name, b"");
+            }
+            let action = match aim.action {
+                Action::Promote => "promote",
+                Action::Pause => "pause",
+                Action::Shutdown => "shutdown",
+            };
+            set("recovery_target_inclusive", if aim.inclusive { b"true" } else { b"false" });
+            set("recovery_target_action", action.as_bytes());
+            set(ours, value.as_bytes());
         }
         lines
     }
@@ -109,22 +129,21 @@ impl Copied {
 
     /// Settings that would end the recovery elsewhere than is meant.
     pub(super) fn targets(&self) -> Vec<&'static str> {
-        const ALL: [&str; 5] = [
-            "recovery_target",
-            "recovery_target_time",
-            "recovery_target_xid",
-            "recovery_target_name",
-            "recovery_target_lsn",
-        ];
-        ALL.into_iter().filter(|name| self.get(name).is_some()).collect()
+        TARGETS.into_iter().filter(|name| self.get(name).is_some()).collect()
     }
 
     /// What the operator should know before the server takes its first connection.
     pub(super) fn advice(&self, goal: &Goal) -> Vec<String> {
         let mut advice = Vec::new();
-        for name in self.targets() {
+        let ours = goal.aim().map(|aim| aim.target.setting().0);
+        for name in self.targets().into_iter().filter(|name| Some(*name) != ours) {
             let value = self.get(name).unwrap_or_default();
             advice.push(format!("{name} was set to '{value}' in the copied configuration; it is set to '' now"));
+        }
+        if goal.aim().is_some_and(|aim| aim.action == Action::Pause)
+            && self.get("hot_standby").is_some_and(|value| matches!(value, "off" | "false" | "no" | "0"))
+        {
+            advice.push("hot_standby is off: at the target the server shuts down instead of waiting".to_owned());
         }
         if let Some(names) = self.get("synchronous_standby_names") {
             advice.push(format!(

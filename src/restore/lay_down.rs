@@ -161,7 +161,7 @@ fn configure(data: &mut DataDir, plan: &Plan) -> Result<Vec<String>, RestoreErro
     copied.read(&data.content(AUTO_CONF)?);
     data.append(AUTO_CONF, &plan.source().lines(&plan.goal, &copied.targets()))?;
     let (signal, other) = match plan.goal {
-        Goal::EndOfWal => ("recovery.signal", "standby.signal"),
+        Goal::EndOfWal | Goal::Point(_) => ("recovery.signal", "standby.signal"),
         Goal::Standby { .. } => ("standby.signal", "recovery.signal"),
     };
     // A standby's own is among the files that were copied from it.

@@ -8,6 +8,8 @@
 mod configure;
 mod lay_down;
 mod plan;
+mod target;
+mod unreachable;
 mod wal_get;
 
 use std::path::PathBuf;
@@ -17,7 +19,11 @@ use thiserror::Error;
 pub(crate) use configure::line as setting_line;
 pub use lay_down::{RestoreEvent, Restored, lay_down};
 pub(crate) use plan::barrier;
-pub use plan::{Place, Plan, PlannedTablespace, PlannedWal, Space, plan};
+pub use plan::{
+    Estimate, Place, Plan, PlannedEnd, PlannedTablespace, PlannedTarget, PlannedWal, Space, TargetSetting, plan,
+};
+pub use target::{Action, Aim, Along, MadeTablespace, NamedPoint, Target, Transaction};
+pub use unreachable::{Beside, Point, Unreachable};
 pub use wal_get::{Outcome, Request, run as run_wal_get, wal_get};
 
 use crate::archive::{ArchiveError, NotProven};
@@ -26,17 +32,30 @@ pub use crate::datadir::Owner;
 use crate::disk::DiskError;
 use crate::image::TablespaceMapError;
 use crate::repository::{BackupId, ContentError, NotUsable, RepositoryError, Which};
+use crate::wal::{Lsn, Segment, TimelineId};
 
 /// What the restored server is to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Goal {
     /// Recover to the end of the WAL that the archive holds, and take writes.
     EndOfWal,
+    /// Recover to a point.
+    Point(Aim),
     /// Follow a primary.
     Standby {
         /// How the primary is reached; without it the archive alone is followed.
         primary_conninfo: Option<String>,
     },
+}
+
+impl Goal {
+    /// The point, if there is one.
+    pub const fn aim(&self) -> Option<&Aim> {
+        match self {
+            Self::Point(aim) => Some(aim),
+            Self::EndOfWal | Self::Standby { .. } => None,
+        }
+    }
 }
 
 /// Another place for a tablespace (`-T OLD=NEW`).
@@ -64,6 +83,8 @@ pub struct Options {
     pub owner: Option<Owner>,
     /// What the server is to do.
     pub goal: Goal,
+    /// Which timeline it goes along; of no meaning for a standby.
+    pub along: Along,
     /// This program, which the server calls for WAL.
     pub program: PathBuf,
 }
@@ -124,6 +145,38 @@ pub enum RestoreError {
     /// A tablespace is mapped twice.
     #[error("there are two new places for the tablespace at {}", .0.display())]
     MappedTwice(PathBuf),
+    /// Replay would empty a directory that is in use.
+    #[error(
+        "the WAL makes a tablespace at {} (record at {at}), and its replay would empty what is there",
+        location.display()
+    )]
+    TablespaceInUse {
+        /// Where.
+        location: PathBuf,
+        /// The record.
+        at: Lsn,
+    },
+    /// Recovery cannot stop at the target.
+    #[error(transparent)]
+    Unreachable(Box<Unreachable>),
+    /// The timeline does not come from where the backup ends.
+    #[error("timeline {timeline} does not come from backup {id}, which ends at {stop}")]
+    NotOnTimeline {
+        /// The backup.
+        id: BackupId,
+        /// Where it ends.
+        stop: Lsn,
+        /// What was asked for.
+        timeline: TimelineId,
+    },
+    /// WAL is missing on the way to the timeline.
+    #[error("timeline {timeline} cannot be reached, for segment {segment} on the way to it is missing")]
+    TimelineCutOff {
+        /// What was asked for.
+        timeline: TimelineId,
+        /// The first that is missing.
+        segment: Segment,
+    },
     /// There is not enough room.
     #[error("{} needs {needed} bytes, and {available} are free", path.display())]
     NoRoom {

@@ -18,7 +18,7 @@ use crate::archive::{Archive, ArchiveError, Listing, SegmentReader};
 use crate::disk::{Access, Disk, DiskError, File, Real, Trouble};
 use crate::repository::Repository;
 use crate::wal::{Broken, Chain, HistoryFile, Seed, Segment, TimelineId};
-pub(super) use decide::Holdings;
+pub(super) use decide::{Holdings, Reach};
 use decide::{Missed, Verdict};
 
 /// How long an unknown is asked again where a refusal only delays a recovery.
@@ -335,7 +335,11 @@ fn give_valid_part(
     let mut chain = archive.chain_before(&route, segment).map_err(|e| e.to_string())?;
     let mut any = false;
     write_out(request, |out| {
-        let copied = copy(&mut reader, &mut chain, out).map_err(|e| e.to_string())?;
+        let copied = match copy(&mut reader, &mut chain, out) {
+            // A segment in which the recovery is meant to end.
+            Err(e) if e.is_of_content() => Copied { bytes: 0, broken: None },
+            copied => copied.map_err(|e| e.to_string())?,
+        };
         let whole = copied.broken.map_or_else(|| chain.whole(), |broken| broken.whole).max(segment.start());
         any = whole > segment.start();
         pad(out, whole - segment.start(), archive.size().bytes()).map_err(|e| e.to_string())

@@ -16,9 +16,6 @@ const RECORD_HEADER: usize = 24;
 const RECORD_CRC_AT: usize = 20;
 /// Larger than any server writes (`XLogRecordMaxSize` is 1020 MiB); a length beyond it is damage.
 const MAX_RECORD: u32 = 1 << 30;
-/// How much of a record's data is kept for whoever looks at it. The records that walhold reads
-/// into are far smaller.
-const PREFIX: usize = 256;
 
 const FIRST_IS_CONTINUATION: u16 = 1;
 const LONG: u16 = 2;
@@ -229,13 +226,7 @@ impl Chain {
             dropped: None,
             at_head: true,
             state: State::Start,
-            open: Open {
-                start: seed.start,
-                total: 0,
-                crc: 0,
-                header: [0; RECORD_HEADER],
-                prefix: Vec::with_capacity(PREFIX),
-            },
+            open: Open { start: seed.start, total: 0, crc: 0, header: [0; RECORD_HEADER], prefix: Vec::new() },
             page_header: [0; LONG_HEADER],
             page_header_got: 0,
             page_left: 0,
@@ -366,7 +357,7 @@ impl Chain {
         let n = bytes.len().min(missing as usize);
         let bytes = &bytes[..n];
         self.open.crc = crc32c::crc32c_append(self.open.crc, bytes);
-        let room = PREFIX - self.open.prefix.len();
+        let room = Record::kept(self.open.header[17], self.open.header[16]).saturating_sub(self.open.prefix.len());
         self.open.prefix.extend_from_slice(&bytes[..n.min(room)]);
         self.advance(n);
         let missing = missing - n as u32;
@@ -396,7 +387,8 @@ impl Chain {
     ) -> Result<(), Broken> {
         let (xid, info, rmid) = (u32_at(header, 4), header[16], header[17]);
         let (length, prev) = (u32_at(header, 0), Lsn::new(u64_at(header, 8)));
-        let mut record = Record { start, end: aligned(self.at), prev, length, rmid, info, xid, data };
+        let magic = self.magic.unwrap_or_default();
+        let mut record = Record { start, end: aligned(self.at), prev, length, rmid, info, xid, magic, data };
         let kind = record.kind();
         if let Some(dropped) = self.dropped.take()
             && kind != RecordKind::OverwriteContinuation(dropped)

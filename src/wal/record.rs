@@ -12,6 +12,7 @@ const RM_TBLSPC: u8 = 5;
 /// Types of the first, from `src/include/catalog/pg_control.h`.
 const XLOG_SWITCH: u8 = 0x40;
 const XLOG_BACKUP_END: u8 = 0x50;
+const XLOG_RESTORE_POINT: u8 = 0x70;
 const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
 
 /// Types of the second, from `src/include/access/xact.h`: the bits that tell them, and those that
@@ -21,9 +22,19 @@ const XACT_COMMIT: u8 = 0x00;
 const XACT_ABORT: u8 = 0x20;
 const XACT_COMMIT_PREPARED: u8 = 0x30;
 const XACT_ABORT_PREPARED: u8 = 0x40;
+const XACT_HAS_INFO: u8 = 0x80;
 
 /// A type of the third, from `src/include/commands/tablespace.h`.
 const XLOG_TBLSPC_CREATE: u8 = 0x00;
+
+/// A restore point's name has this room, the NUL at its end included (`MAXFNAMELEN`).
+const NAME_ROOM: usize = 64;
+
+/// How much of a record's data is kept for whoever looks at it.
+const KEPT: usize = 256;
+/// The same for the end of a prepared transaction, which names the transaction behind all that it
+/// drops and invalidates.
+const KEPT_OF_PREPARED: usize = 1 << 20;
 
 /// What may stand before a record's main data when it refers to no blocks (`xlogrecord.h`): an
 /// identifier, then so many bytes.
@@ -49,7 +60,9 @@ pub struct Record<'a> {
     pub info: u8,
     /// Transaction, 0 if none.
     pub xid: u32,
-    /// What follows the header: all of it, or its first 256 bytes at least.
+    /// Of the page that it ends in (`XLOG_PAGE_MAGIC`): it tells the server's version.
+    pub magic: u16,
+    /// What follows the header: all of it, or its first [`Record::kept`] bytes at least.
     pub data: &'a [u8],
 }
 
@@ -74,6 +87,11 @@ impl ServerTime {
     /// 2000-01-01 00:00 UTC in microseconds of the Unix clock.
     const EPOCH: i64 = 946_684_800_000_000;
 
+    /// The microsecond in which `timestamp` lies.
+    pub fn of(timestamp: Timestamp) -> Self {
+        Self(timestamp.as_microsecond().saturating_sub(Self::EPOCH))
+    }
+
     /// The same moment by the usual clock; `None` for the server's infinities, and for years that
     /// no clock shows.
     pub fn timestamp(self) -> Option<Timestamp> {
@@ -89,9 +107,29 @@ pub struct TransactionEnd {
     pub time: ServerTime,
     /// False if it was rolled back.
     pub committed: bool,
+    /// Which; of one that was prepared, the one that was, not the one that ended it. `None` where the
+    /// record is too long to tell.
+    pub xid: Option<u32>,
+}
+
+/// A point that an operator has named (`pg_create_restore_point`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RestorePoint<'a> {
+    /// When, by the server's clock.
+    pub time: ServerTime,
+    /// Its name, in the encoding of the database in which it was made.
+    pub name: &'a [u8],
 }
 
 impl Record<'_> {
+    /// How many bytes of the data of such a record are kept at least, if it has so many.
+    pub(super) const fn kept(rmid: u8, info: u8) -> usize {
+        match (rmid, info & XACT_TYPE) {
+            (RM_XACT, XACT_COMMIT_PREPARED | XACT_ABORT_PREPARED) => KEPT_OF_PREPARED,
+            _ => KEPT,
+        }
+    }
+
     /// What type it is.
     pub fn kind(&self) -> RecordKind {
         if self.rmid != RM_XLOG {
@@ -110,12 +148,57 @@ impl Record<'_> {
         if self.rmid != RM_XACT {
             return None;
         }
-        let committed = match self.info & XACT_TYPE {
-            XACT_COMMIT | XACT_COMMIT_PREPARED => true,
-            XACT_ABORT | XACT_ABORT_PREPARED => false,
+        let (committed, prepared) = match self.info & XACT_TYPE {
+            XACT_COMMIT => (true, false),
+            XACT_COMMIT_PREPARED => (true, true),
+            XACT_ABORT => (false, false),
+            XACT_ABORT_PREPARED => (false, true),
             _ => return None,
         };
-        Some(TransactionEnd { time: ServerTime(i64::from_le_bytes(self.main_start()?)), committed })
+        let time = ServerTime(i64::from_le_bytes(self.main_start()?));
+        let xid = if prepared { self.prepared_xid() } else { Some(self.xid) };
+        Some(TransactionEnd { time, committed, xid })
+    }
+
+    /// The transaction that was prepared, of the record that ends it (`ParseCommitRecord` and
+    /// `ParseAbortRecord` in `xactdesc.c`): behind the time come lists, as the bits of the first word say.
+    fn prepared_xid(&self) -> Option<u32> {
+        const DATABASE: u32 = 1 << 0;
+        const SUBTRANSACTIONS: u32 = 1 << 1;
+        const FILES: u32 = 1 << 2;
+        const INVALIDATIONS: u32 = 1 << 3;
+        const TWO_PHASE: u32 = 1 << 4;
+        const STATISTICS: u32 = 1 << 8;
+        /// 17's; later ones count statistics by 64 bits.
+        const NARROW_STATISTICS: u16 = 0xD116;
+        let word = |at: usize| {
+            let bytes = self.main()?.get(at..)?.first_chunk().copied()?;
+            Some(u32::from_le_bytes(bytes))
+        };
+        if self.info & XACT_HAS_INFO == 0 {
+            return None;
+        }
+        let (holds, mut at) = (word(8)?, 12);
+        if holds & DATABASE != 0 {
+            at += 8;
+        }
+        let statistic = if self.magic > NARROW_STATISTICS { 16 } else { 12 };
+        for (bit, size) in [(SUBTRANSACTIONS, 4), (FILES, 12), (STATISTICS, statistic), (INVALIDATIONS, 16)] {
+            if holds & bit != 0 {
+                at = usize::try_from(word(at)?).ok()?.checked_mul(size)?.checked_add(4)?.checked_add(at)?;
+            }
+        }
+        if holds & TWO_PHASE != 0 { word(at) } else { None }
+    }
+
+    /// The point that it names, if it does.
+    pub fn restore_point(&self) -> Option<RestorePoint<'_>> {
+        if self.rmid != RM_XLOG || self.info & 0xF0 != XLOG_RESTORE_POINT {
+            return None;
+        }
+        let time = ServerTime(i64::from_le_bytes(self.main_start()?));
+        let name = self.main()?.get(8..8 + NAME_ROOM)?;
+        Some(RestorePoint { time, name: name.split(|byte| *byte == 0).next().unwrap_or_default() })
     }
 
     /// Where the tablespace lies that it makes, if it makes one; empty for one inside the data
@@ -159,7 +242,7 @@ mod tests {
 
     fn record(rmid: u8, info: u8, data: &[u8]) -> Record<'_> {
         let (start, end, prev) = (Lsn::new(8), Lsn::new(16), Lsn::ZERO);
-        Record { start, end, prev, length: 24, rmid, info, xid: 7, data }
+        Record { start, end, prev, length: 24, rmid, info, xid: 7, magic: 0xD116, data }
     }
 
     #[test]
@@ -178,18 +261,60 @@ mod tests {
         let plain = [&[255, 8][..], &time.to_le_bytes()].concat();
         let long = [&[254, 0, 1, 0, 0][..], &time.to_le_bytes(), &[0; 248]].concat();
         let replayed = [&[253, 1, 0, 252, 9, 0, 0, 0][..], &plain].concat();
-        let end = |committed| Some(TransactionEnd { time: ServerTime(time), committed });
+        let end = |committed, xid| Some(TransactionEnd { time: ServerTime(time), committed, xid });
         for data in [&plain, &long, &replayed] {
-            assert_eq!(record(1, 0x00, data).transaction_end(), end(true));
-            assert_eq!(record(1, 0x80, data).transaction_end(), end(true), "with more information");
-            assert_eq!(record(1, 0x20, data).transaction_end(), end(false));
-            assert_eq!(record(1, 0xB0, data).transaction_end(), end(true));
-            assert_eq!(record(1, 0x40, data).transaction_end(), end(false));
+            assert_eq!(record(1, 0x00, data).transaction_end(), end(true, Some(7)));
+            assert_eq!(record(1, 0x80, data).transaction_end(), end(true, Some(7)), "with more information");
+            assert_eq!(record(1, 0x20, data).transaction_end(), end(false, Some(7)));
+            assert_eq!(record(1, 0xB0, data).transaction_end(), end(true, None));
+            assert_eq!(record(1, 0x40, data).transaction_end(), end(false, None));
             assert_eq!(record(1, 0x10, data).transaction_end(), None, "prepared, not ended");
             assert_eq!(record(2, 0x00, data).transaction_end(), None, "another resource manager");
         }
         assert_eq!(record(1, 0x00, &plain[..9]).transaction_end(), None, "cut short");
         assert_eq!(record(1, 0x00, &[3, 0, 0]).transaction_end(), None, "a block reference");
         assert_eq!(record(1, 0x00, &[]).transaction_end(), None);
+    }
+
+    /// The end of a prepared transaction is written by another one, or by none.
+    #[test]
+    fn a_prepared_transaction_is_named_behind_all_else() {
+        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        // Database and tablespace; then how many there are of each list, and so many of each.
+        let lists = |statistic: usize| {
+            let list = |count: u32, size: usize| [words(&[count]), vec![0xEE; count as usize * size]].concat();
+            [words(&[5, 1663]), list(3, 4), list(2, 12), list(1, statistic), list(40, 16)].concat()
+        };
+        let data = |holds: u32, lists: &[u8]| {
+            let main = [&9_i64.to_le_bytes()[..], &words(&[holds]), lists, &words(&[815]), b"gid\0"].concat();
+            [vec![254], words(&[main.len() as u32]), main].concat()
+        };
+        let xid = |magic: u16, data: &[u8]| {
+            let ended = |info| Record { magic, xid: 0, ..record(1, info, data) }.transaction_end().unwrap().xid;
+            assert_eq!(ended(0xB0), ended(0xC0));
+            ended(0xB0)
+        };
+        assert_eq!(xid(0xD10D, &data(0x90, &[])), Some(815));
+        let all = 0x19F;
+        assert_eq!(xid(0xD110, &data(all, &lists(12))), Some(815));
+        assert_eq!(xid(0xD118, &data(all, &lists(16))), Some(815));
+        assert_ne!(xid(0xD118, &data(all, &lists(12))), Some(815));
+        let whole = data(all, &lists(12));
+        assert_eq!(xid(0xD110, &whole[..300]), None, "cut short");
+        assert_eq!(xid(0xD110, &data(0x80, &[])), None, "not prepared");
+        assert_eq!(xid(0xD110, &data(0x12, &words(&[u32::MAX]))), None, "a list that cannot be");
+        assert!(Record::kept(1, 0xB0) > Record::kept(1, 0x80));
+    }
+
+    #[test]
+    fn restore_points_are_read() {
+        let mut name = b"before the release".to_vec();
+        name.resize(64, 0);
+        let data = [&[255, 72][..], &5_i64.to_le_bytes(), &name].concat();
+        let point = RestorePoint { time: ServerTime(5), name: b"before the release" };
+        assert_eq!(record(0, 0x70, &data).restore_point(), Some(point));
+        assert_eq!(record(0, 0x50, &data).restore_point(), None);
+        assert_eq!(record(1, 0x70, &data).restore_point(), None);
+        assert_eq!(record(0, 0x70, &data[..70]).restore_point(), None, "cut short");
     }
 }

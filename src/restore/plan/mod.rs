@@ -1,23 +1,27 @@
 //! What a restore would do, and whether it can succeed; nothing is written.
 
 mod delta;
+mod estimate;
 mod places;
+mod show;
 mod wal;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::configure::Source;
+use super::target::{Aim, Along, Near, Target};
+use super::unreachable::{Beside, Unreachable};
 use super::{Goal, Options, Owner, RestoreError};
-use crate::repository::{BackupState, Kind, Repository, Seal, Which};
+use crate::repository::{BackupEntry, BackupId, BackupState, Kind, NotUsable, Repository, Seal, Which};
 use crate::wal::Segment;
+pub use estimate::Estimate;
 pub(crate) use places::barrier;
 pub use places::{Place, PlannedTablespace, Space};
-use places::{absolute, check_apart, check_owner, measure, place, place_tablespaces, shown};
-pub use wal::PlannedWal;
-use wal::plan_wal;
+use places::{absolute, check_apart, check_made, check_owner, measure, place, place_tablespaces, shown};
+use wal::{Ask, leads_on, plan_wal};
+pub use wal::{PlannedEnd, PlannedTarget, PlannedWal, TargetSetting};
 
 /// A restore that can succeed, as far as that can be known without reading the data files.
 #[derive(Clone, Debug, Serialize)]
@@ -33,6 +37,8 @@ pub struct Plan {
     pub wal: PlannedWal,
     /// Per file system.
     pub space: Vec<Space>,
+    /// How long it may take.
+    pub time: Estimate,
     /// What the operator must know.
     pub notes: Vec<String>,
     /// Whether the data directory is there, and what equals the backup stays.
@@ -49,12 +55,106 @@ pub struct Plan {
     program: PathBuf,
 }
 
-/// Plans a restore.
+/// Plans a restore. Without a backup's name the newest is taken that recovers to the target.
 ///
 /// # Errors
 /// When it could not succeed. Nothing has been written then, nor when it could.
 pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreError> {
-    let (backup, _held) = repository.hold(repository.find(options.which)?.id)?;
+    let Some(Aim { target, .. }) = options.goal.aim() else {
+        let backup = repository.find(options.which)?.id;
+        return plan_of(repository, options, backup, &ask(options, &[]), &mut Near::default());
+    };
+    let sealed = sealed(repository)?;
+    let candidates = candidates(repository, options, target, &sealed)?;
+    let mut near = Near::default();
+    let (mut ask, mut refused) = (ask(options, &sealed), None);
+    for backup in candidates {
+        let unreachable = match plan_of(repository, options, backup.id, &ask, &mut near) {
+            Err(RestoreError::Unreachable(unreachable)) => unreachable,
+            planned => return planned,
+        };
+        // By its number or name alone nobody knows where a transaction or restore point is.
+        let anywhere = matches!(target, Target::Xid(_) | Target::Name(_));
+        let older_may = unreachable.is_before() || anywhere;
+        ask.until = unreachable.searched().map(|_| backup.start.lsn());
+        let told = refused.get_or_insert_with(|| unreachable.clone());
+        if unreachable.is_before() {
+            *told = unreachable;
+        }
+        if !older_may {
+            break;
+        }
+    }
+    Err(match refused {
+        Some(unreachable) => RestoreError::Unreachable(Box::new(unreachable.with(near))),
+        None => NotUsable::None.into(),
+    })
+}
+
+const fn ask<'a>(options: &'a Options, others: &'a [Seal]) -> Ask<'a> {
+    Ask { goal: &options.goal, along: options.along, until: None, others }
+}
+
+/// The complete backups, the newest first.
+fn sealed(repository: &Repository) -> Result<Vec<Seal>, RestoreError> {
+    let seal = |entry: BackupEntry| match entry.state {
+        BackupState::Sealed(seal) => Some(*seal),
+        _ => None,
+    };
+    Ok(repository.backups()?.into_iter().rev().filter_map(seal).collect())
+}
+
+/// The backups from which a target may be reached, the newest first.
+fn candidates(
+    repository: &Repository,
+    options: &Options,
+    target: &Target,
+    sealed: &[Seal],
+) -> Result<Vec<Seal>, RestoreError> {
+    if let Which::Named(_) = options.which {
+        let backup = repository.find(options.which)?;
+        // Whatever ended before it is in it, however late.
+        return match target {
+            Target::Time(time) if *time < backup.stop_time.0 => {
+                let (target, consistent) = (target.clone(), Beside::of(&backup));
+                Err(RestoreError::Unreachable(Box::new(Unreachable::BeforeBackup { target, consistent, floor: None })))
+            }
+            _ => Ok(vec![backup]),
+        };
+    }
+    let way = match options.along {
+        Along::Timeline(tli) => Some(repository.archive().history(tli)?),
+        Along::Latest | Along::Current => None,
+    };
+    let on_way = |seal: &&Seal| way.as_ref().is_none_or(|way| leads_on(way, seal));
+    let on_way: Vec<&Seal> = sealed.iter().filter(on_way).collect();
+    let Some(first) = on_way.last() else {
+        let newest = repository.find(Which::Latest)?;
+        let timeline = way.map_or_else(|| newest.stop.tli(), |way| way.tli());
+        return Err(RestoreError::NotOnTimeline { id: newest.id, stop: newest.stop.lsn(), timeline });
+    };
+    let ended = |seal: &&&Seal| match target {
+        Target::Time(time) => seal.stop_time.0 <= *time,
+        Target::Lsn(lsn) => seal.stop.lsn() <= *lsn,
+        Target::Xid(_) | Target::Name(_) | Target::Immediate => true,
+    };
+    let before: Vec<Seal> = on_way.iter().filter(ended).map(|seal| (*seal).clone()).collect();
+    if before.is_empty() {
+        let unreachable = Unreachable::BeforeAll { target: target.clone(), first: Beside::of(first) };
+        return Err(RestoreError::Unreachable(Box::new(unreachable)));
+    }
+    Ok(before)
+}
+
+/// Plans the restore of one backup.
+fn plan_of(
+    repository: &Repository,
+    options: &Options,
+    backup: BackupId,
+    ask: &Ask<'_>,
+    near: &mut Near,
+) -> Result<Plan, RestoreError> {
+    let (backup, _held) = repository.hold(backup)?;
     prove(repository, &backup)?;
     let (repo, program) = (absolute(repository.dir())?, absolute(&options.program)?);
     let disk = &**repository.disk();
@@ -67,7 +167,9 @@ pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreE
     let space = measure(repository, &backup, &target, &tablespaces)?;
     check_owner(options.owner, &program, &repo)?;
     let mut notes = notes(repository, &backup, options)?;
-    let (wal, gap) = plan_wal(&repository.archive(), &backup, &options.goal, &mut notes)?;
+    let (wal, gap) = plan_wal(&repository.archive(), &backup, ask, near, &mut notes)?;
+    check_made(disk, &wal, &tablespaces, &mut notes)?;
+    let time = Estimate::of(repository, &backup, &wal)?;
     let (goal, owner, delta) = (options.goal.clone(), options.owner, target.filled);
     let repository = repo;
     Ok(Plan {
@@ -77,6 +179,7 @@ pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreE
         tablespaces,
         wal,
         space,
+        time,
         notes,
         delta,
         goal,
@@ -137,47 +240,4 @@ fn notes(repository: &Repository, backup: &Seal, options: &Options) -> Result<Ve
         }
     }
     Ok(notes)
-}
-
-/// For an operator to read before it is done.
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let backup = &self.backup;
-        writeln!(f, "backup      {} of PostgreSQL {}", backup.id, backup.server_version.text)?;
-        if !backup.label.is_empty() {
-            writeln!(f, "label       {}", backup.label.escape_debug())?;
-        }
-        let state = |place: &Place| match place {
-            Place { filled: true, .. } => "what differs is rewritten, what is not in the backup is removed",
-            Place { exists: true, .. } => "empty",
-            Place { .. } => "new",
-        };
-        writeln!(f, "to          {} ({})", self.target.path.display(), state(&self.target))?;
-        for tablespace in &self.tablespaces {
-            let (oid, old) = (tablespace.oid, tablespace.old.display());
-            match &tablespace.new {
-                None => writeln!(f, "tablespace  {oid} inside the data directory")?,
-                Some(place) if tablespace.moves() => {
-                    writeln!(f, "tablespace  {oid} to {} ({}) from {old}", place.path.display(), state(place))?;
-                }
-                Some(place) => writeln!(f, "tablespace  {oid} to {} ({})", place.path.display(), state(place))?,
-            }
-        }
-        let wal = &self.wal;
-        writeln!(f, "WAL         {} to {}, proven", wal.from, wal.consistent_at)?;
-        match (wal.timeline, &wal.ends_at_gap) {
-            (Some(tli), None) => {
-                writeln!(f, "recovery    along timeline {tli} to the end, segment {}", wal.last_segment)?
-            }
-            (Some(tli), Some(gap)) => writeln!(f, "recovery    along timeline {tli} to the gap at segment {gap}")?,
-            (None, _) => writeln!(f, "recovery    as a standby, along its primary's timeline")?,
-        }
-        for space in &self.space {
-            writeln!(f, "room        {} of {} bytes at {}", space.needed, space.available, space.path.display())?;
-        }
-        for note in &self.notes {
-            writeln!(f, "note        {note}")?;
-        }
-        Ok(())
-    }
 }

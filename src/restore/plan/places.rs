@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, Serializer};
 
 use super::super::{Mapping, Owner, RestoreError};
-use super::delta;
+use super::{PlannedWal, delta};
 use crate::disk::{Disk, EntryKind};
 use crate::repository::{Repository, Seal};
 
@@ -175,6 +175,42 @@ pub(super) fn measure(
         all.push(Space { path, needed, available });
     }
     Ok(all)
+}
+
+/// Replay makes a tablespace where it lay, whatever `-T` says, and empties what is there
+/// (`create_tablespace_directories` in `tablespace.c`).
+pub(super) fn check_made(
+    disk: &dyn Disk,
+    wal: &PlannedWal,
+    tablespaces: &[PlannedTablespace],
+    notes: &mut Vec<String>,
+) -> Result<(), RestoreError> {
+    let ours = |location: &Path| {
+        tablespaces.iter().any(|planned| planned.new.as_ref().is_some_and(|place| place.path == location))
+    };
+    for made in &wal.makes_tablespaces {
+        let (location, at) = (&made.location, made.at);
+        let there = disk.metadata(location)?;
+        let empty = match &there {
+            None => true,
+            Some(there) => there.kind == EntryKind::Directory && disk.list(location)?.is_empty(),
+        };
+        if !empty && wal.timeline.is_some() {
+            return Err(RestoreError::TablespaceInUse { location: location.clone(), at });
+        }
+        let made = format!("the WAL makes a tablespace at {} (record at {at})", location.display());
+        notes.push(match there {
+            _ if !empty => format!("{made}: its replay empties what is there"),
+            None if !ours(location) => {
+                format!("{made}: make that directory for the server's user before you start the server")
+            }
+            _ => made,
+        });
+    }
+    if wal.timeline.is_none() {
+        notes.push("tablespaces that the primary makes later are made here at the same paths".to_owned());
+    }
+    Ok(())
 }
 
 /// The server must be able to own the files, run the program and read the repository.
