@@ -92,6 +92,7 @@ async fn base_backup(session: &mut Session, note: &mut impl FnMut(String)) -> Re
         manifest_checksums: ManifestAlgorithm::Sha256,
         estimate_size: true,
         tablespace_map: true,
+        incremental: false,
     };
     let started = session.base_backup(&backup).await?;
     note(format!("backup from {}", started.start));

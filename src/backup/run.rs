@@ -155,6 +155,7 @@ impl<'a> Run<'a> {
             manifest_checksums: self.options.manifest_checksums,
             estimate_size: true,
             tablespace_map: true,
+            incremental: false,
         };
         let stop = self.stop.clone();
         let started = unless_stopped(&stop, self.session.base_backup(&command)).await??;

@@ -103,6 +103,9 @@ pub struct BaseBackup {
     pub estimate_size: bool,
     /// Whether a `tablespace_map` file comes in place of symbolic links.
     pub tablespace_map: bool,
+    /// Whether only what changed since the backup is sent whose manifest was uploaded before, in the
+    /// same session; servers know this from 17 on.
+    pub incremental: bool,
 }
 
 /// The commands.
@@ -149,6 +152,9 @@ pub mod command {
         format!("START_REPLICATION {slot}PHYSICAL {} TIMELINE {}", start.lsn(), start.tli())
     }
 
+    /// Announces the manifest of an earlier backup; servers know this from 17 on.
+    pub const UPLOAD_MANIFEST: &str = "UPLOAD_MANIFEST";
+
     /// Begins a base backup. Until 14 options are bare words in a row, from 15 on a list.
     pub fn base_backup(version: ServerVersion, backup: &BaseBackup) -> String {
         let new = version.is_15_or_later();
@@ -163,6 +169,7 @@ pub mod command {
         add(new && backup.checkpoint == Checkpoint::Spread, "", "CHECKPOINT 'spread'");
         add(true, "NOWAIT", "WAIT 0");
         add(backup.tablespace_map, "TABLESPACE_MAP", "TABLESPACE_MAP");
+        add(backup.incremental, "INCREMENTAL", "INCREMENTAL");
         options.extend(backup.max_rate.map(|rate| format!("MAX_RATE {}", rate.0)));
         options.push("MANIFEST 'yes'".to_owned());
         options.push(format!("MANIFEST_CHECKSUMS '{}'", backup.manifest_checksums.name()));
@@ -437,6 +444,7 @@ mod tests {
             manifest_checksums: ManifestAlgorithm::Sha256,
             estimate_size: true,
             tablespace_map: true,
+            incremental: false,
         };
         assert_eq!(
             command::base_backup(OLD, &backup),
@@ -454,6 +462,9 @@ mod tests {
             "BASE_BACKUP LABEL 'it''s \"mine\"' NOWAIT TABLESPACE_MAP MANIFEST 'yes' MANIFEST_CHECKSUMS 'SHA256'"
         );
         assert!(command::base_backup(NEW, &backup).contains("CHECKPOINT 'spread', WAIT 0,"));
+        assert!(!command::base_backup(NEW, &backup).contains("INCREMENTAL"));
+        let incremental = BaseBackup { incremental: true, ..backup };
+        assert!(command::base_backup(NEW, &incremental).contains("TABLESPACE_MAP, INCREMENTAL, MANIFEST 'yes'"));
         assert_eq!((MaxRate::new(31), MaxRate::new(1_048_577)), (None, None));
     }
 
