@@ -13,6 +13,7 @@
 //! [`Comparison::check`] says whether what was laid out is what the server sent.
 
 mod control;
+mod incremental;
 mod label;
 mod manifest;
 mod names;
@@ -20,6 +21,7 @@ mod path;
 mod tar;
 
 pub use control::{ClusterState, ControlError, ControlFile, WalLevel};
+pub use incremental::{Increment, IncrementReader, IncrementalError, Sought, stands_for};
 pub use label::{BackupLabel, BackupMethod, BackupSource, LabelError, Tablespace, TablespaceMap, TablespaceMapError};
 pub use manifest::{
     Checksum, Compared, Comparison, Difference, Hasher, Manifest, ManifestAlgorithm, ManifestError, ManifestFile,
