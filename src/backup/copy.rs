@@ -14,8 +14,8 @@ use super::BackupError;
 use crate::codec::{Compression, ZSTD_FRAME, ZstdFrames};
 use crate::disk::{Disk, DiskError, File};
 use crate::image::{
-    BackupLabel, Compared, Comparison, ControlFile, FeedError, Hasher, Manifest, ManifestAlgorithm, MemberKind,
-    MemberPath, Names, TarEnd, TarEvent, TarReader,
+    BackupLabel, Compared, Comparison, ControlFile, FeedError, Hasher, IncrementReader, IncrementalError, Manifest,
+    ManifestAlgorithm, MemberKind, MemberPath, Names, TarEnd, TarEvent, TarReader, stands_for,
 };
 use crate::repository::{Seal, SealedFile, Sha256Sum};
 
@@ -64,9 +64,10 @@ impl Copying {
         mode: u32,
         compression: Compression,
         algorithm: ManifestAlgorithm,
+        incremental: bool,
     ) -> Result<Self, BackupError> {
         let (pieces, queue) = sync_channel(QUEUE);
-        let work = move || Copy::new(disk, dir, mode, compression, algorithm).work(&queue);
+        let work = move || Copy::new(disk, dir, mode, compression, algorithm, incremental).work(&queue);
         let thread = std::thread::Builder::new().name("copy".into()).spawn(work).map_err(BackupError::Thread)?;
         Ok(Self { pieces, thread })
     }
@@ -101,6 +102,7 @@ struct Copy {
     mode: u32,
     compression: Compression,
     algorithm: ManifestAlgorithm,
+    incremental: bool,
     files: Vec<SealedFile>,
     comparison: Comparison,
     label: Option<Vec<u8>>,
@@ -123,10 +125,13 @@ struct ArchiveCopy {
 
 /// One file in it.
 struct MemberCopy {
+    /// Below the data directory.
     path: MemberPath,
     size: u64,
     hasher: Hasher,
     kept: Option<Vec<u8>>,
+    /// Of a file that holds changes, to see that they can be read.
+    increment: Option<IncrementReader>,
 }
 
 enum Sink {
@@ -141,6 +146,7 @@ impl Copy {
         mode: u32,
         compression: Compression,
         algorithm: ManifestAlgorithm,
+        incremental: bool,
     ) -> Self {
         Self {
             disk,
@@ -148,6 +154,7 @@ impl Copy {
             mode,
             compression,
             algorithm,
+            incremental,
             files: Vec::new(),
             comparison: Comparison::new(),
             label: None,
@@ -193,31 +200,29 @@ impl Copy {
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
         let Some(archive) = &mut self.archive else { return Err(BackupError::Lacks("archive for its data")) };
-        let (algorithm, oid) = (self.algorithm, archive.oid);
+        let (algorithm, oid, incremental) = (self.algorithm, archive.oid, self.incremental);
         let (names, member) = (&mut archive.names, &mut archive.member);
         let (comparison, label, control) = (&mut self.comparison, &mut self.label, &mut self.control);
         let fed = archive.reader.feed(bytes, &mut |event| match event {
             TarEvent::Member(found) => {
                 names.take(&found)?;
-                *member = MemberCopy::of(found.path, found.kind, algorithm, oid);
-                Ok(())
-            }
-            TarEvent::Data(data) => {
-                if let Some(member) = member {
-                    member.take(data);
+                *member = MemberCopy::of(found.path, found.kind, algorithm, oid)?;
+                if let Some(member) = member.as_mut().filter(|_| incremental) {
+                    member.increment = stands_for(&member.path).map(|_| IncrementReader::new(member.size));
                 }
                 Ok(())
             }
+            TarEvent::Data(data) => member.as_mut().map_or(Ok(()), |member| member.take(data)),
             TarEvent::MemberEnd => {
                 let Some(done) = member.take() else { return Ok(()) };
+                if let Some(increment) = done.increment {
+                    let wrong = |source| BackupError::Increment { path: done.path.clone(), source };
+                    let _blocks = increment.finish().map_err(wrong)?;
+                }
                 if let Some(kept) = done.kept {
                     *(if done.path.as_bytes() == CONTROL { &mut *control } else { &mut *label }) = Some(kept);
                 }
-                let path = match oid {
-                    Some(oid) => done.path.in_tablespace(oid).map_err(|e| BackupError::Contradiction(e.to_string()))?,
-                    None => done.path,
-                };
-                comparison.add(path, done.size, done.hasher.finish());
+                comparison.add(done.path, done.size, done.hasher.finish());
                 Ok::<_, BackupError>(())
             }
         });
@@ -270,18 +275,32 @@ const LABEL: &[u8] = b"backup_label";
 const CONTROL: &[u8] = b"global/pg_control";
 
 impl MemberCopy {
-    fn of(path: MemberPath, kind: MemberKind, algorithm: ManifestAlgorithm, oid: Option<u32>) -> Option<Self> {
-        let MemberKind::File { size } = kind else { return None };
-        let keep = oid.is_none() && (path.as_bytes() == LABEL || path.as_bytes() == CONTROL);
-        Some(Self { path, size, hasher: Hasher::new(algorithm), kept: keep.then(Vec::new) })
+    fn of(
+        path: MemberPath,
+        kind: MemberKind,
+        algorithm: ManifestAlgorithm,
+        oid: Option<u32>,
+    ) -> Result<Option<Self>, BackupError> {
+        let MemberKind::File { size } = kind else { return Ok(None) };
+        let path = match oid {
+            Some(oid) => path.in_tablespace(oid).map_err(|e| BackupError::Contradiction(e.to_string()))?,
+            None => path,
+        };
+        let keep = path.as_bytes() == LABEL || path.as_bytes() == CONTROL;
+        Ok(Some(Self { path, size, hasher: Hasher::new(algorithm), kept: keep.then(Vec::new), increment: None }))
     }
 
-    fn take(&mut self, data: &[u8]) {
+    fn take(&mut self, data: &[u8]) -> Result<(), BackupError> {
         self.hasher.update(data);
         if let Some(kept) = &mut self.kept {
             let room = MAX_KEPT.saturating_sub(kept.len());
             kept.extend_from_slice(data.get(..room).unwrap_or(data));
         }
+        if let Some(increment) = &mut self.increment {
+            let read = increment.feed(data, &mut |_, _| Ok::<_, IncrementalError>(()));
+            read.map_err(|source| BackupError::Increment { path: self.path.clone(), source })?;
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::{Repository, Seal, SealedFile, Sha256Sum};
+use super::{BackupId, Kind, Repository, Seal, SealedFile, Sha256Sum};
 use crate::archive::ArchiveError;
 use crate::codec::{self, Codec};
 use crate::disk::{Access, AlignedBuf, DiskError, File, Trouble, read_bounded};
@@ -58,6 +58,8 @@ pub struct ContentsRead {
     pub compared: Compared,
     /// The `tablespace_map` of the backup, if it has one.
     pub map: Option<TablespaceMap>,
+    /// Of an incremental one: the start of the backup that it holds the changes since.
+    pub changes_since: Option<Pos>,
 }
 
 /// What a backup holds is not what its seal says.
@@ -154,6 +156,19 @@ pub enum ContentError {
     /// It is of another backup.
     #[error("\"backup_label\" says that the backup starts at {0}")]
     LabelStart(Pos),
+    /// It is of a full backup and the seal of an incremental one, or the other way round.
+    #[error("\"backup_label\" and the seal differ about what the backup is based on")]
+    LabelKind,
+    /// It is based on another backup than the seal says, though of that name.
+    #[error("\"backup_label\" says that the backup holds the changes since {found}, and backup {parent} starts at {start}", found = shown(*found))]
+    ChangesSince {
+        /// In the label.
+        found: Option<Pos>,
+        /// What the seal names.
+        parent: BackupId,
+        /// Where that starts.
+        start: Pos,
+    },
     /// It cannot be read.
     #[error("\"tablespace_map\": {0}")]
     Map(#[from] TablespaceMapError),
@@ -307,6 +322,17 @@ fn check_manifest(manifest: &Manifest, seal: &Seal) -> Result<(), ContentError> 
     Ok(())
 }
 
+impl ContentsRead {
+    /// Whether the changes in it are those since the backup that its seal names.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn check_base(&self, parent: &Seal) -> Result<(), ContentError> {
+        let (found, start) = (self.changes_since, parent.start);
+        if found == Some(start) { Ok(()) } else { Err(ContentError::ChangesSince { found, parent: parent.id, start }) }
+    }
+}
+
 impl Contents<'_> {
     /// The archives, that of the data directory first.
     pub fn archives(&self) -> &[BackupArchive] {
@@ -344,8 +370,8 @@ impl Contents<'_> {
                 None => ContentError::NotListed("data files".to_owned()),
             }
         })?;
-        let map = pass.kept.check(self.seal)?;
-        Ok(ContentsRead { compared, map })
+        let (map, changes_since) = pass.kept.check(self.seal)?;
+        Ok(ContentsRead { compared, map, changes_since })
     }
 
     fn read_archive<E>(
@@ -541,18 +567,21 @@ impl Kept {
         }
     }
 
-    fn check(self, seal: &Seal) -> Result<Option<TablespaceMap>, ContentError> {
+    fn check(self, seal: &Seal) -> Result<(Option<TablespaceMap>, Option<Pos>), ContentError> {
         let named = |name: &[u8]| ContentError::NoSuchMember(String::from_utf8_lossy(name).into_owned());
         let label = BackupLabel::parse(&self.label.ok_or_else(|| named(LABEL))?)?;
         if label.start != seal.start {
             return Err(ContentError::LabelStart(label.start));
+        }
+        if label.incremental_from.is_some() != (seal.kind == Kind::Incremental) {
+            return Err(ContentError::LabelKind);
         }
         check_control(&self.control.ok_or_else(|| named(CONTROL))?, seal)?;
         let map = self.map.map(|content| TablespaceMap::parse(&content)).transpose()?;
         if let Some(map) = &map {
             check_map(map, seal)?;
         }
-        Ok(map)
+        Ok((map, label.incremental_from))
     }
 }
 

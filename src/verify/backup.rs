@@ -45,6 +45,13 @@ pub(super) fn files(repository: &Repository, seal: &Seal, tell: &dyn Fn(VerifyEv
     })
 }
 
+impl FilesRead {
+    /// Whether the changes that it holds are those since `parent`.
+    pub(super) fn is_based_on(&self, parent: &Seal) -> Result<(), String> {
+        self.0.check_base(parent).map_err(|e| e.to_string())
+    }
+}
+
 /// What a verdict rests on.
 pub(super) fn checked(seal: &Seal, wal: &WalProven, files: &FilesRead) -> Checked {
     let compared = &files.0.compared;
