@@ -14,8 +14,8 @@ use super::BackupError;
 use crate::codec::{Compression, ZSTD_FRAME, ZstdFrames};
 use crate::disk::{Disk, DiskError, File};
 use crate::image::{
-    BackupLabel, Compared, Comparison, ControlFile, FeedError, Hasher, IncrementReader, IncrementalError, Manifest,
-    ManifestAlgorithm, MemberKind, MemberPath, Names, TarEnd, TarEvent, TarReader, stands_for,
+    ArchivePass, BackupLabel, BadPath, Compared, Comparison, ControlFile, IncrementReader, IncrementalError, Manifest,
+    ManifestAlgorithm, Member, MemberKind, MemberPath, PassError, TarEnd, TarEvent, stands_for,
 };
 use crate::repository::{Seal, SealedFile, Sha256Sum};
 
@@ -116,22 +116,18 @@ struct Copy {
 struct ArchiveCopy {
     oid: Option<u32>,
     name: String,
-    reader: TarReader,
-    names: Names,
-    member: Option<MemberCopy>,
+    pass: ArchivePass,
+    kept: Option<Kept>,
+    changes: Option<Changes>,
     sink: Sink,
     unpacked: u64,
 }
 
-/// One file in it.
-struct MemberCopy {
-    /// Below the data directory.
-    path: MemberPath,
-    size: u64,
-    hasher: Hasher,
-    kept: Option<Vec<u8>>,
-    /// Of a file that holds changes, to see that they can be read.
-    increment: Option<IncrementReader>,
+/// A file in it that is looked into.
+struct Kept {
+    /// `pg_control`, or else `backup_label`.
+    control: bool,
+    content: Vec<u8>,
 }
 
 enum Sink {
@@ -193,49 +189,54 @@ impl Copy {
                 Sink::Zstd(ZstdFrames::new(file, level, workers, ZSTD_FRAME).map_err(BackupError::Compress)?)
             }
         };
-        let (reader, names) = (TarReader::new(), Names::new());
-        self.archive = Some(ArchiveCopy { oid, name, reader, names, member: None, sink, unpacked: 0 });
+        let pass = ArchivePass::new(oid, self.algorithm);
+        self.archive = Some(ArchiveCopy { oid, name, pass, kept: None, changes: None, sink, unpacked: 0 });
         Ok(())
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
         let Some(archive) = &mut self.archive else { return Err(BackupError::Lacks("archive for its data")) };
-        let (algorithm, oid, incremental) = (self.algorithm, archive.oid, self.incremental);
-        let (names, member) = (&mut archive.names, &mut archive.member);
-        let (comparison, label, control) = (&mut self.comparison, &mut self.label, &mut self.control);
-        let fed = archive.reader.feed(bytes, &mut |event| match event {
-            TarEvent::Member(found) => {
-                names.take(&found)?;
-                *member = MemberCopy::of(found.path, found.kind, algorithm, oid)?;
-                if let Some(member) = member.as_mut().filter(|_| incremental) {
-                    member.increment = stands_for(&member.path).map(|_| IncrementReader::new(member.size));
+        let (oid, kept, changes, incremental) =
+            (archive.oid, &mut archive.kept, &mut archive.changes, self.incremental);
+        let (label, control) = (&mut self.label, &mut self.control);
+        let fed = archive.pass.feed(bytes, &mut self.comparison, &mut |event| {
+            match event {
+                TarEvent::Member(member) => {
+                    *kept = Kept::of(oid, member);
+                    *changes = if incremental { Changes::of(oid, member)? } else { None };
                 }
-                Ok(())
+                TarEvent::Data(data) => {
+                    if let Some(kept) = kept {
+                        kept.take(data);
+                    }
+                    if let Some(changes) = changes {
+                        changes.take(data)?;
+                    }
+                }
+                TarEvent::MemberEnd => {
+                    match kept.take() {
+                        Some(Kept { control: true, content }) => *control = Some(content),
+                        Some(Kept { control: false, content }) => *label = Some(content),
+                        None => {}
+                    }
+                    changes.take().map_or(Ok(()), Changes::finish)?;
+                }
             }
-            TarEvent::Data(data) => member.as_mut().map_or(Ok(()), |member| member.take(data)),
-            TarEvent::MemberEnd => {
-                let Some(done) = member.take() else { return Ok(()) };
-                if let Some(increment) = done.increment {
-                    let wrong = |source| BackupError::Increment { path: done.path.clone(), source };
-                    let _blocks = increment.finish().map_err(wrong)?;
-                }
-                if let Some(kept) = done.kept {
-                    *(if done.path.as_bytes() == CONTROL { &mut *control } else { &mut *label }) = Some(kept);
-                }
-                comparison.add(done.path, done.size, done.hasher.finish());
-                Ok::<_, BackupError>(())
-            }
+            Ok(())
         });
         fed.map_err(|e| match e {
-            FeedError::Tar(e) => BackupError::Tar(e),
-            FeedError::Seen(e) => e,
+            PassError::Tar(e) => BackupError::Tar(e),
+            PassError::Names(e) => BackupError::Names(e),
+            PassError::Name(e) => BackupError::Contradiction(e.to_string()),
+            PassError::Seen(e) => e,
         })?;
         archive.put(bytes)
     }
 
     fn end(&mut self) -> Result<(), BackupError> {
         let Some(mut archive) = self.archive.take() else { return Err(BackupError::Lacks("archive to end")) };
-        if std::mem::take(&mut archive.reader).finish()? == TarEnd::Open {
+        let pass = std::mem::replace(&mut archive.pass, ArchivePass::new(None, self.algorithm));
+        if pass.finish()? == TarEnd::Open {
             archive.put(&TAR_END)?;
         }
         let file = match archive.sink {
@@ -274,33 +275,47 @@ impl Copy {
 const LABEL: &[u8] = b"backup_label";
 const CONTROL: &[u8] = b"global/pg_control";
 
-impl MemberCopy {
-    fn of(
-        path: MemberPath,
-        kind: MemberKind,
-        algorithm: ManifestAlgorithm,
-        oid: Option<u32>,
-    ) -> Result<Option<Self>, BackupError> {
-        let MemberKind::File { size } = kind else { return Ok(None) };
+impl Kept {
+    fn of(oid: Option<u32>, member: &Member) -> Option<Self> {
+        let name = member.path.as_bytes();
+        let looked_into = oid.is_none() && (name == LABEL || name == CONTROL);
+        (looked_into && matches!(member.kind, MemberKind::File { .. }))
+            .then(|| Self { control: name == CONTROL, content: Vec::new() })
+    }
+
+    fn take(&mut self, data: &[u8]) {
+        let room = MAX_KEPT.saturating_sub(self.content.len());
+        self.content.extend_from_slice(data.get(..room).unwrap_or(data));
+    }
+}
+
+/// A file that holds changes only, on its way: it is seen whether they can be told apart.
+struct Changes {
+    path: MemberPath,
+    reader: IncrementReader,
+}
+
+impl Changes {
+    fn of(oid: Option<u32>, member: &Member) -> Result<Option<Self>, BackupError> {
+        let MemberKind::File { size } = member.kind else { return Ok(None) };
+        let below = |e: BadPath| BackupError::Contradiction(e.to_string());
         let path = match oid {
-            Some(oid) => path.in_tablespace(oid).map_err(|e| BackupError::Contradiction(e.to_string()))?,
-            None => path,
+            Some(oid) => member.path.in_tablespace(oid).map_err(below)?,
+            None => member.path.clone(),
         };
-        let keep = path.as_bytes() == LABEL || path.as_bytes() == CONTROL;
-        Ok(Some(Self { path, size, hasher: Hasher::new(algorithm), kept: keep.then(Vec::new), increment: None }))
+        let Some(stands_for) = stands_for(&path) else { return Ok(None) };
+        let _name = stands_for.map_err(below)?;
+        Ok(Some(Self { path, reader: IncrementReader::new(size) }))
     }
 
     fn take(&mut self, data: &[u8]) -> Result<(), BackupError> {
-        self.hasher.update(data);
-        if let Some(kept) = &mut self.kept {
-            let room = MAX_KEPT.saturating_sub(kept.len());
-            kept.extend_from_slice(data.get(..room).unwrap_or(data));
-        }
-        if let Some(increment) = &mut self.increment {
-            let read = increment.feed(data, &mut |_, _| Ok::<_, IncrementalError>(()));
-            read.map_err(|source| BackupError::Increment { path: self.path.clone(), source })?;
-        }
-        Ok(())
+        let read = self.reader.feed(data, &mut |_, _| Ok::<_, IncrementalError>(()));
+        read.map_err(|source| BackupError::Increment { path: self.path.clone(), source })
+    }
+
+    fn finish(self) -> Result<(), BackupError> {
+        let Self { path, reader } = self;
+        reader.finish().map(drop).map_err(|source| BackupError::Increment { path, source })
     }
 }
 
