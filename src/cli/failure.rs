@@ -379,7 +379,9 @@ impl From<RestoreError> for Failure {
             RestoreError::Content { .. } => failure
                 .exit(Exit::NotUsable)
                 .hint("nothing was left that a server could start on; walhold verify shows which backups are usable"),
-            RestoreError::Incremental(_) => failure.exit(Exit::NotUsable).hint("restore a full backup"),
+            RestoreError::Combine(_) => failure
+                .exit(Exit::NotUsable)
+                .hint("nothing was left that a server could start on; walhold verify shows which backups are usable"),
             RestoreError::NotEmpty(_) | RestoreError::DataDir(DataDirError::NotEmpty(_)) => {
                 failure.hint("name a directory that does not exist or is empty; -T OLD=NEW puts a tablespace elsewhere")
             }

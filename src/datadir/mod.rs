@@ -6,6 +6,7 @@
 //! were made here or were found empty, and a name that leads elsewhere is refused.
 
 mod places;
+mod scattered;
 mod sync;
 
 use std::collections::HashMap;

@@ -274,6 +274,7 @@ fn judge(e: RestoreError) -> Ended {
         }
         RestoreError::NotProven { .. }
         | RestoreError::Content { .. }
+        | RestoreError::Combine(_)
         | RestoreError::DataDir(_)
         | RestoreError::Map(_) => Ended::Failed(e.to_string()),
         e => Ended::Error(DrillError::Restore(e)),

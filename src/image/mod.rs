@@ -25,7 +25,9 @@ mod tar;
 pub use agreement::agreement;
 pub use control::{ClusterState, ControlError, ControlFile, WalLevel};
 pub use incremental::{Increment, IncrementReader, IncrementalError, Sought, stands_for};
-pub use label::{BackupLabel, BackupMethod, BackupSource, LabelError, Tablespace, TablespaceMap, TablespaceMapError};
+pub use label::{
+    BackupLabel, BackupMethod, BackupSource, LabelError, Tablespace, TablespaceMap, TablespaceMapError, combined_label,
+};
 pub use manifest::{
     Checksum, Compared, Comparison, Difference, Hasher, Manifest, ManifestAlgorithm, ManifestError, ManifestFile,
     UnknownAlgorithm, WalRange,

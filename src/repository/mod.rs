@@ -28,7 +28,7 @@ use thiserror::Error;
 
 pub use catalogue::{BackupEntry, BackupState, NotUsable, Which};
 pub use chain::{BrokenChain, chain, newest_base};
-pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, ReadError};
+pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, Layout, ReadError, check_base};
 pub use coverage::{Coverage, Gap, Island, Path as WalPath, Range, Stretch, Window, WindowEnd};
 pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,

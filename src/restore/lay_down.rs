@@ -4,11 +4,12 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::combine::{Combined, combine};
 use super::configure::Copied;
-use super::{Goal, Plan, PlannedTablespace, RestoreError};
+use super::{Goal, Plan, PlannedTablespace, RestoreError, content};
 use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace};
 use crate::image::{Compared, Tablespace, TablespaceMap, TarEvent};
-use crate::repository::{ReadError, Repository};
+use crate::repository::{Repository, Seal};
 
 const AUTO_CONF: &str = "postgresql.auto.conf";
 const CONF: &str = "postgresql.conf";
@@ -49,9 +50,9 @@ pub fn lay_down(
     tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
     // It may have expired since it was planned; from here on it cannot.
-    let (_seal, _held) = repository.hold(plan.backup.id)?;
+    let (chain, _held) = repository.hold_chain(plan.backup.id)?;
     let mut data = DataDir::make(Arc::clone(repository.disk()), places(plan))?;
-    match go(repository, plan, &mut data, tell) {
+    match go(repository, plan, &chain, &mut data, tell) {
         Ok(restored) => Ok(restored),
         Err(source) => match data.discard() {
             Ok(()) => Err(source),
@@ -70,12 +71,34 @@ fn places(plan: &Plan) -> Places {
 fn go(
     repository: &Repository,
     plan: &Plan,
+    chain: &[Seal],
     data: &mut DataDir,
     tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
-    let backup = &plan.backup;
-    let wrong = |source| RestoreError::Content { id: backup.id, source };
-    let contents = repository.contents(backup).map_err(wrong)?;
+    let Combined { compared, map } = match chain {
+        [full] => whole(repository, full, data, tell)?,
+        chain => combine(repository, chain, data, tell)?,
+    };
+    data.link_tablespaces()?;
+    if let Some(map) = map.filter(|_| plan.tablespaces.iter().any(|tablespace| tablespace.moves())) {
+        data.replace(MAP, &moved(map, plan).to_bytes()?)?;
+    }
+    let notes = configure(data, plan)?;
+    if tell(RestoreEvent::Syncing).is_break() {
+        return Err(RestoreError::Stopped);
+    }
+    data.finish(SyncMethod::Syncfs)?;
+    Ok(Restored { compared, notes })
+}
+
+/// A backup that stands alone, with the server's own manifest.
+fn whole(
+    repository: &Repository,
+    backup: &Seal,
+    data: &mut DataDir,
+    tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
+) -> Result<Combined, RestoreError> {
+    let contents = repository.contents(backup).map_err(|source| RestoreError::Content { id: backup.id, source })?;
     let total = contents.manifest().files().iter().map(|file| file.size).sum();
     let read = contents.read(&mut |tablespace, event| {
         let done = data.take(tablespace, event)?;
@@ -84,21 +107,9 @@ fn go(
             _ => Ok(()),
         }
     });
-    let read = read.map_err(|e| match e {
-        ReadError::Content(source) => wrong(source),
-        ReadError::Seen(e) => e,
-    })?;
+    let read = read.map_err(|e| content(backup.id, e))?;
     data.put(MANIFEST, contents.manifest_bytes())?;
-    data.link_tablespaces()?;
-    if let Some(map) = read.map.filter(|_| plan.tablespaces.iter().any(|tablespace| tablespace.moves())) {
-        data.replace(MAP, &moved(map, plan).to_bytes()?)?;
-    }
-    let notes = configure(data, plan)?;
-    if tell(RestoreEvent::Syncing).is_break() {
-        return Err(RestoreError::Stopped);
-    }
-    data.finish(SyncMethod::Syncfs)?;
-    Ok(Restored { compared: read.compared, notes })
+    Ok(Combined { compared: read.compared, map: read.map })
 }
 
 /// The map with the new places.

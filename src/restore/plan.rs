@@ -1,18 +1,19 @@
 //! What a restore would do, and whether it can succeed; nothing is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
+use super::combine::sizes;
 use super::configure::Source;
 use super::wal_get::Holdings;
 use super::{Goal, Mapping, Options, Owner, RestoreError};
 use crate::archive::{Archive, ArchiveError, Stopped};
 use crate::disk::{Disk, EntryKind};
-use crate::repository::{BackupState, Kind, Repository, Seal, Which};
+use crate::repository::{BackupId, BackupState, Kind, Repository, Seal, Which};
 use crate::wal::{Broken, Chain, History, Lsn, Seed, Segment, TimelineId};
 
 /// A directory that is to be filled.
@@ -77,6 +78,8 @@ pub struct Plan {
     version: u32,
     /// The backup.
     pub backup: Seal,
+    /// What it is based on, the newest first and the full one last; nothing if it stands alone.
+    pub based_on: Vec<BackupId>,
     /// The data directory.
     pub target: Place,
     /// In the order of their object ids.
@@ -108,19 +111,36 @@ fn shown<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
 /// # Errors
 /// When it could not succeed. Nothing has been written then, nor when it could.
 pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreError> {
-    let (backup, _held) = repository.hold(repository.find(options.which)?.id)?;
+    let (mut chain, _held) = repository.hold_chain(repository.find(options.which)?.id)?;
+    let sizes = if chain.len() > 1 { sizes(repository, &chain)? } else { HashMap::new() };
+    let based_on = chain.drain(1..).map(|seal| seal.id).collect();
+    let backup = chain.swap_remove(0);
     prove(repository, &backup)?;
     let (repo, program) = (absolute(repository.dir())?, absolute(&options.program)?);
     let target = place(&**repository.disk(), &options.target)?;
     let tablespaces = place_tablespaces(&**repository.disk(), &backup, &options.mappings)?;
     check_apart(&repo, &target, &tablespaces)?;
-    let space = measure(repository, &backup, &target, &tablespaces)?;
+    let space = measure(repository, &backup, &sizes, &target, &tablespaces)?;
     check_owner(options.owner, &program, &repo)?;
     let mut notes = notes(repository, &backup, options)?;
     let (wal, gap) = plan_wal(&repository.archive(), &backup, &options.goal, &mut notes)?;
     let (goal, owner) = (options.goal.clone(), options.owner);
     let repository = repo;
-    Ok(Plan { version: 1, backup, target, tablespaces, wal, space, notes, goal, owner, gap, repository, program })
+    Ok(Plan {
+        version: 1,
+        backup,
+        based_on,
+        target,
+        tablespaces,
+        wal,
+        space,
+        notes,
+        goal,
+        owner,
+        gap,
+        repository,
+        program,
+    })
 }
 
 impl Plan {
@@ -138,9 +158,6 @@ impl Plan {
 /// The proof of the backup's WAL, again, and what else can be seen without reading the data files.
 fn prove(repository: &Repository, backup: &Seal) -> Result<(), RestoreError> {
     let id = backup.id;
-    if backup.kind != Kind::Full {
-        return Err(RestoreError::Incremental(id));
-    }
     let content = |source| RestoreError::Content { id, source };
     let _histories = repository.check_histories(backup).map_err(content)?;
     let archive = repository.archive();
@@ -230,6 +247,7 @@ fn existing(path: &Path) -> &Path {
 fn measure(
     repository: &Repository,
     backup: &Seal,
+    sizes: &HashMap<Option<u32>, u64>,
     target: &Place,
     tablespaces: &[PlannedTablespace],
 ) -> Result<Vec<Space>, RestoreError> {
@@ -242,7 +260,11 @@ fn measure(
         let there = existing(path);
         let meta = std::fs::metadata(there).map_err(|source| RestoreError::Path { path: there.to_owned(), source })?;
         let (_, sum) = needed.entry(meta.dev()).or_insert_with(|| (path.clone(), 0));
-        *sum = sum.saturating_add(archive.file.unpacked.unwrap_or(archive.file.size));
+        let stored = archive.file.unpacked.unwrap_or(archive.file.size);
+        *sum = sum.saturating_add(match backup.kind {
+            Kind::Full => stored,
+            Kind::Incremental => sizes.get(&archive.tablespace).copied().unwrap_or_default(),
+        });
     }
     let mut all = Vec::new();
     for (path, needed) in needed.into_values() {
@@ -418,6 +440,10 @@ impl fmt::Display for Plan {
         writeln!(f, "backup      {} of PostgreSQL {}", backup.id, backup.server_version.text)?;
         if !backup.label.is_empty() {
             writeln!(f, "label       {}", backup.label.escape_debug())?;
+        }
+        for (index, id) in self.based_on.iter().enumerate() {
+            let full = index + 1 == self.based_on.len();
+            writeln!(f, "based on    {id} ({})", if full { "full" } else { "incremental" })?;
         }
         let state = |place: &Place| if place.exists { "empty" } else { "new" };
         writeln!(f, "to          {} ({})", self.target.path.display(), state(&self.target))?;

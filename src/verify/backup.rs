@@ -2,7 +2,7 @@
 
 use super::{Checked, VerifyEvent};
 use crate::image::TarEvent;
-use crate::repository::{ContentsRead, ReadError, Repository, Seal};
+use crate::repository::{ContentsRead, ReadError, Repository, Seal, check_base};
 
 /// The WAL of a backup was whole.
 pub(super) struct WalProven {
@@ -48,7 +48,7 @@ pub(super) fn files(repository: &Repository, seal: &Seal, tell: &dyn Fn(VerifyEv
 impl FilesRead {
     /// Whether the changes that it holds are those since `parent`.
     pub(super) fn is_based_on(&self, parent: &Seal) -> Result<(), String> {
-        self.0.check_base(parent).map_err(|e| e.to_string())
+        check_base(self.0.changes_since, parent).map_err(|e| e.to_string())
     }
 }
 
