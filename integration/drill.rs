@@ -25,7 +25,7 @@ fn command(room: &Room, repo: &Path, more: &[&str]) -> Command {
 
 /// Runs a drill, which must leave nothing behind but its result.
 #[track_caller]
-fn drill(room: &Room, repo: &Path, more: &[&str]) -> Ended {
+pub(crate) fn drill(room: &Room, repo: &Path, more: &[&str]) -> Ended {
     // A receiver beside it prepares its next segment under a name of its own.
     let wal = || names(&repo.join("wal")).into_iter().filter(|name| !name.ends_with(".tmp")).collect::<Vec<_>>();
     let held = wal();

@@ -35,6 +35,7 @@ mod expire;
 mod failover;
 mod hosts;
 mod identical;
+mod incremental;
 mod pg_receivewal;
 mod pitr;
 mod readme;
@@ -94,6 +95,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_delta_restore_rewrites_what_a_server_changed", restore::delta),
     ("p3_a_restore_that_is_stopped_leaves_nothing", restore::stopped),
     ("p3_a_restore_to_a_disk_that_fills_up_leaves_nothing", restore::disk_full),
+    ("p3_incremental_backups_under_load_restore", incremental::chain_under_load),
+    ("p3_what_was_cut_off_does_not_come_back", incremental::cut_off_and_grown),
+    ("p3_incremental_backups_are_refused_with_what_to_do", incremental::refusals),
+    ("p4_a_chain_of_backups_is_one", incremental::chains_stay_whole),
     ("p4_what_is_left_by_expire_restores", expire::under_load),
     ("p3_records_are_those_that_pg_waldump_reads", verify::agrees_with_waldump),
     ("p3_each_segment_a_backup_needs_is_missed", verify::each_needed_segment),

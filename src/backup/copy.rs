@@ -1,7 +1,6 @@
 //! The one pass over a base backup's data: tar parsed, each file digested, archives compressed,
 //! hashed and written. Nothing is read twice.
 
-use std::convert::Infallible;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,8 +14,8 @@ use super::BackupError;
 use crate::codec::{Compression, ZSTD_FRAME, ZstdFrames};
 use crate::disk::{Disk, DiskError, File};
 use crate::image::{
-    ArchivePass, BackupLabel, Compared, Comparison, ControlFile, Manifest, ManifestAlgorithm, Member, MemberKind,
-    PassError, TarEnd, TarEvent,
+    ArchivePass, BackupLabel, BadPath, Compared, Comparison, ControlFile, IncrementReader, IncrementalError, Manifest,
+    ManifestAlgorithm, Member, MemberKind, MemberPath, PassError, TarEnd, TarEvent, stands_for,
 };
 use crate::repository::{Seal, SealedFile, Sha256Sum};
 
@@ -65,9 +64,10 @@ impl Copying {
         mode: u32,
         compression: Compression,
         algorithm: ManifestAlgorithm,
+        incremental: bool,
     ) -> Result<Self, BackupError> {
         let (pieces, queue) = sync_channel(QUEUE);
-        let work = move || Copy::new(disk, dir, mode, compression, algorithm).work(&queue);
+        let work = move || Copy::new(disk, dir, mode, compression, algorithm, incremental).work(&queue);
         let thread = std::thread::Builder::new().name("copy".into()).spawn(work).map_err(BackupError::Thread)?;
         Ok(Self { pieces, thread })
     }
@@ -102,6 +102,7 @@ struct Copy {
     mode: u32,
     compression: Compression,
     algorithm: ManifestAlgorithm,
+    incremental: bool,
     files: Vec<SealedFile>,
     comparison: Comparison,
     label: Option<Vec<u8>>,
@@ -117,6 +118,7 @@ struct ArchiveCopy {
     name: String,
     pass: ArchivePass,
     kept: Option<Kept>,
+    changes: Option<Changes>,
     sink: Sink,
     unpacked: u64,
 }
@@ -140,6 +142,7 @@ impl Copy {
         mode: u32,
         compression: Compression,
         algorithm: ManifestAlgorithm,
+        incremental: bool,
     ) -> Self {
         Self {
             disk,
@@ -147,6 +150,7 @@ impl Copy {
             mode,
             compression,
             algorithm,
+            incremental,
             files: Vec::new(),
             comparison: Comparison::new(),
             label: None,
@@ -186,35 +190,45 @@ impl Copy {
             }
         };
         let pass = ArchivePass::new(oid, self.algorithm);
-        self.archive = Some(ArchiveCopy { oid, name, pass, kept: None, sink, unpacked: 0 });
+        self.archive = Some(ArchiveCopy { oid, name, pass, kept: None, changes: None, sink, unpacked: 0 });
         Ok(())
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
         let Some(archive) = &mut self.archive else { return Err(BackupError::Lacks("archive for its data")) };
-        let (oid, kept) = (archive.oid, &mut archive.kept);
+        let (oid, kept, changes, incremental) =
+            (archive.oid, &mut archive.kept, &mut archive.changes, self.incremental);
         let (label, control) = (&mut self.label, &mut self.control);
         let fed = archive.pass.feed(bytes, &mut self.comparison, &mut |event| {
             match event {
-                TarEvent::Member(member) => *kept = Kept::of(oid, member),
+                TarEvent::Member(member) => {
+                    *kept = Kept::of(oid, member);
+                    *changes = if incremental { Changes::of(oid, member)? } else { None };
+                }
                 TarEvent::Data(data) => {
                     if let Some(kept) = kept {
                         kept.take(data);
                     }
+                    if let Some(changes) = changes {
+                        changes.take(data)?;
+                    }
                 }
-                TarEvent::MemberEnd => match kept.take() {
-                    Some(Kept { control: true, content }) => *control = Some(content),
-                    Some(Kept { control: false, content }) => *label = Some(content),
-                    None => {}
-                },
+                TarEvent::MemberEnd => {
+                    match kept.take() {
+                        Some(Kept { control: true, content }) => *control = Some(content),
+                        Some(Kept { control: false, content }) => *label = Some(content),
+                        None => {}
+                    }
+                    changes.take().map_or(Ok(()), Changes::finish)?;
+                }
             }
-            Ok::<_, Infallible>(())
+            Ok(())
         });
         fed.map_err(|e| match e {
             PassError::Tar(e) => BackupError::Tar(e),
             PassError::Names(e) => BackupError::Names(e),
             PassError::Name(e) => BackupError::Contradiction(e.to_string()),
-            PassError::Seen(never) => match never {},
+            PassError::Seen(e) => e,
         })?;
         archive.put(bytes)
     }
@@ -272,6 +286,36 @@ impl Kept {
     fn take(&mut self, data: &[u8]) {
         let room = MAX_KEPT.saturating_sub(self.content.len());
         self.content.extend_from_slice(data.get(..room).unwrap_or(data));
+    }
+}
+
+/// A file that holds changes only, on its way: it is seen whether they can be told apart.
+struct Changes {
+    path: MemberPath,
+    reader: IncrementReader,
+}
+
+impl Changes {
+    fn of(oid: Option<u32>, member: &Member) -> Result<Option<Self>, BackupError> {
+        let MemberKind::File { size } = member.kind else { return Ok(None) };
+        let below = |e: BadPath| BackupError::Contradiction(e.to_string());
+        let path = match oid {
+            Some(oid) => member.path.in_tablespace(oid).map_err(below)?,
+            None => member.path.clone(),
+        };
+        let Some(stands_for) = stands_for(&path) else { return Ok(None) };
+        let _name = stands_for.map_err(below)?;
+        Ok(Some(Self { path, reader: IncrementReader::new(size) }))
+    }
+
+    fn take(&mut self, data: &[u8]) -> Result<(), BackupError> {
+        let read = self.reader.feed(data, &mut |_, _| Ok::<_, IncrementalError>(()));
+        read.map_err(|source| BackupError::Increment { path: self.path.clone(), source })
+    }
+
+    fn finish(self) -> Result<(), BackupError> {
+        let Self { path, reader } = self;
+        reader.finish().map(drop).map_err(|source| BackupError::Increment { path, source })
     }
 }
 

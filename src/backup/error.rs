@@ -8,11 +8,13 @@ use thiserror::Error;
 use crate::archive::{ArchiveError, NotProven};
 use crate::connection::Error as SessionError;
 use crate::disk::DiskError;
-use crate::image::{ControlError, Difference, LabelError, ManifestError, NameClash, TarError};
-use crate::protocol::SlotNameError;
+use crate::image::{
+    ControlError, Difference, IncrementalError, LabelError, ManifestError, MemberPath, NameClash, TarError,
+};
+use crate::protocol::{ServerVersion, SlotNameError};
 use crate::receive::ReceiveError;
-use crate::repository::{BackupId, RepositoryError, SealError};
-use crate::wal::{Lsn, Pos, Segment};
+use crate::repository::{BackupId, ContentError, NotUsable, RepositoryError, SealError};
+use crate::wal::{Lsn, Pos, Segment, TimelineId};
 
 /// Why a backup is not sealed. What was copied is removed, unless the error says that it waits.
 #[derive(Debug, Error)]
@@ -118,6 +120,44 @@ pub enum BackupError {
     /// The thread that writes the files has died.
     #[error("the thread that writes the backup has failed: {0}")]
     Thread(io::Error),
+    /// The server is too old to know what has changed.
+    #[error("the server is PostgreSQL {0}; incremental backups need 17 or later")]
+    NoIncrements(ServerVersion),
+    /// The server does not take note of what changes.
+    #[error("the server does not summarize its WAL (summarize_wal is off), so it cannot tell what has changed")]
+    NoSummaries,
+    /// There is nothing to build on.
+    #[error(
+        "the repository holds no complete backup on the way to timeline {0} that an incremental one could be based on"
+    )]
+    NoParent(TimelineId),
+    /// What it is to be based on cannot be had.
+    #[error(transparent)]
+    Chain(#[from] NotUsable),
+    /// What it is to be based on is damaged.
+    #[error("backup {id}, on which this one would be based, is damaged: {source}")]
+    Parent {
+        /// Which.
+        id: BackupId,
+        /// What is wrong with it.
+        source: ContentError,
+    },
+    /// The server cannot tell what has changed since.
+    #[error("the server cannot send what has changed since backup {parent}: {source}")]
+    Increments {
+        /// What it was to be based on.
+        parent: BackupId,
+        /// What the server says.
+        source: SessionError,
+    },
+    /// A file that holds changes cannot be read.
+    #[error("the server sent \"{path}\", and {source}")]
+    Increment {
+        /// Which.
+        path: MemberPath,
+        /// What is wrong with it.
+        source: IncrementalError,
+    },
     /// Our name for the slot is none.
     #[error(transparent)]
     SlotName(#[from] SlotNameError),

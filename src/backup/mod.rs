@@ -6,6 +6,7 @@
 
 mod copy;
 mod error;
+mod parent;
 mod run;
 mod wal;
 
@@ -39,6 +40,8 @@ pub struct Options {
     pub manifest_checksums: ManifestAlgorithm,
     /// How the archives are stored.
     pub compression: Compression,
+    /// Whether it holds only what has changed since the newest backup in the repository.
+    pub incremental: bool,
     /// Shown to whoever finds the repository locked while WAL is streamed for this backup.
     pub who: Holder,
 }
@@ -50,6 +53,8 @@ pub enum Event {
     Following,
     /// No receiver runs, or it has stalled: the WAL is streamed here.
     Streaming,
+    /// It will hold what has changed since this backup.
+    BasedOn(BackupId),
     /// The server was asked for its checkpoint.
     WaitingForCheckpoint,
     /// The copy has begun.

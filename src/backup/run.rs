@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::copy::{Copied, Copying, Piece};
+use super::parent::Parent;
 use super::wal::{NotCome, Wal};
 use super::{BackupError, Event, Options};
 use crate::archive::{Archive, Durable, NotProven, Proof, Stored};
@@ -49,6 +50,7 @@ pub async fn backup(
         session: upstream.session,
         stop,
         start_time: Time(Timestamp::now()),
+        parent: None,
         durations: Durations::default(),
     };
     run.backup(tell).await
@@ -62,6 +64,8 @@ struct Run<'a> {
     session: Session,
     stop: &'a CancellationToken,
     start_time: Time,
+    /// What it is based on, if it is incremental.
+    parent: Option<Parent>,
     durations: Durations,
 }
 
@@ -76,6 +80,12 @@ impl<'a> Run<'a> {
     async fn backup(&mut self, tell: &mut impl FnMut(Event)) -> Result<Sealed, BackupError> {
         // An error on this connection would remove the slot, so what may fail comes first.
         let config_files = self.config_files().await;
+        if self.options.incremental {
+            let stop = self.stop.clone();
+            let parent = unless_stopped(&stop, Parent::find(self.repository, &mut self.session)).await??;
+            tell(Event::BasedOn(parent.seal.id));
+            self.parent = Some(parent);
+        }
         let slot = self.make_slot().await?;
         let mut wal = self.secure(&slot, tell).await?;
         let sealed = self.copy_and_seal(&mut wal, slot, config_files, tell).await;
@@ -154,10 +164,15 @@ impl<'a> Run<'a> {
             manifest: Some(ManifestAsked { algorithm: self.options.manifest_checksums, force_encode: false }),
             estimate_size: true,
             tablespace_map: true,
+            incremental: self.parent.is_some(),
             ..BaseBackup::new(self.options.label.clone())
         };
         let stop = self.stop.clone();
-        let started = unless_stopped(&stop, self.session.base_backup(&command)).await??;
+        let started = unless_stopped(&stop, self.session.base_backup(&command)).await?;
+        let started = started.map_err(|e| match &self.parent {
+            Some(parent) => parent.cannot(e),
+            None => e.into(),
+        })?;
         self.durations.checkpoint = milliseconds(asked);
         wal.rewind(started.start)?;
         self.held(wal, started.start, tell).await?;
@@ -249,6 +264,7 @@ impl<'a> Run<'a> {
             self.repository.modes().file(),
             self.options.compression,
             self.options.manifest_checksums,
+            self.parent.is_some(),
         )?;
         let pumped = self.pump(&copying, tell).await;
         // The thread must have ended before anybody removes what it writes.
@@ -297,6 +313,13 @@ impl<'a> Run<'a> {
     /// standby, the position at which the files are consistent.
     fn agreed(&self, copied: &Copied, start: Pos, stop: Pos) -> Result<Option<Pos>, BackupError> {
         let Copied { label, control, manifest, .. } = copied;
+        let based_on = self.parent.as_ref().map(|parent| parent.seal.start);
+        if label.incremental_from != based_on {
+            let shown = |from: Option<Pos>| from.map_or_else(|| "the first byte".to_owned(), |from| from.to_string());
+            let (asked, told) = (shown(based_on), shown(label.incremental_from));
+            let what = format!("changes since {asked} were asked for, and backup_label says since {told}");
+            return Err(BackupError::Contradiction(what));
+        }
         agreement(self.system_id, start, stop, label, control, Some(manifest)).map_err(BackupError::Contradiction)
     }
 
@@ -351,8 +374,8 @@ impl<'a> Run<'a> {
         Ok(Seal {
             id,
             label: self.options.label.clone(),
-            kind: Kind::Full,
-            parent: None,
+            kind: if self.parent.is_some() { Kind::Incremental } else { Kind::Full },
+            parent: self.parent.as_ref().map(|parent| parent.seal.id),
             system_identifier: self.system_id,
             server_version: self.server_version(),
             segment_size: self.archive.size().bytes(),
@@ -371,13 +394,17 @@ impl<'a> Run<'a> {
             slot: Some(slot.as_str().to_owned()),
             durations_ms: self.durations,
             program: format!("walhold {}", env!("CARGO_PKG_VERSION")),
-            checked: vec![
-                format!("every data file against the server's manifest, {against}"),
-                "every WAL record from start to stop, by checksum and by its link to the one before".to_owned(),
-                "that this WAL, these files and their names are durable".to_owned(),
-            ],
+            checked: self.checked(against),
             not_checked: vec!["that a server starts from it".to_owned()],
         })
+    }
+
+    fn checked(&self, against: String) -> Vec<String> {
+        let files = format!("every data file against the server's manifest, {against}");
+        let changes = self.parent.as_ref().map(|_| "which blocks the files of changes hold".to_owned());
+        let wal = "every WAL record from start to stop, by checksum and by its link to the one before".to_owned();
+        let durable = "that this WAL, these files and their names are durable".to_owned();
+        [files].into_iter().chain(changes).chain([wal, durable]).collect()
     }
 
     fn needed_wal(&self, tli: TimelineId) -> Result<NeededWal, BackupError> {

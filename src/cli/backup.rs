@@ -33,6 +33,9 @@ pub(super) struct Arguments {
     /// Compression: none, zstd:LEVEL, or zstd:level=LEVEL,workers=COUNT
     #[arg(short = 'Z', long, value_name = "METHOD", default_value_t, env = "WALHOLD_COMPRESS")]
     compress: Compression,
+    /// Copy only what has changed since the newest backup in the repository (17 and later, with summarize_wal on)
+    #[arg(long, env = "WALHOLD_INCREMENTAL")]
+    incremental: bool,
     /// What to call the backup
     #[arg(short, long, default_value = "walhold backup", env = "WALHOLD_LABEL")]
     label: String,
@@ -77,6 +80,7 @@ async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
         max_rate: arguments.max_rate,
         manifest_checksums: arguments.manifest_checksums,
         compression: arguments.compress,
+        incremental: arguments.incremental,
         who: who(Task::Backup),
     };
     heal_all(&opened.repository)?;
@@ -125,6 +129,7 @@ impl Teller {
         match event {
             Event::Following => self.log("following the WAL that a receiver writes into the repository"),
             Event::Streaming => self.log("no receiver fills the repository: streaming the WAL here"),
+            Event::BasedOn(id) => self.log(&format!("copying what has changed since backup {id}")),
             Event::WaitingForCheckpoint => self.log("waiting for the server's checkpoint"),
             Event::Copying { id, start, estimate } => {
                 let size = estimate.map_or_else(String::new, |bytes| format!(", about {}", HumanBytes(bytes)));

@@ -282,6 +282,7 @@ impl From<BackupError> for Failure {
             | BackupError::Label(_)
             | BackupError::Control(_)
             | BackupError::Lacks(_)
+            | BackupError::Increment { .. }
             | BackupError::Contradiction(_) => failure.hint("is it a PostgreSQL server? Nothing was kept"),
             BackupError::Differs { .. } => {
                 failure.hint("the copy was damaged on its way or on the server: nothing was kept; back up again")
@@ -291,6 +292,25 @@ impl From<BackupError> for Failure {
             }
             BackupError::NotProven(_) => {
                 failure.exit(Exit::NotUsable).hint("nothing was kept; walhold verify shows the damage in the archive")
+            }
+            BackupError::NoIncrements(_) => failure.hint("take a full backup: leave --incremental out"),
+            BackupError::NoSummaries => failure.hint(
+                "set summarize_wal = on and reload the server (wal_level must not be minimal), then take a full backup: \
+                 incremental ones can be based on it",
+            ),
+            BackupError::NoParent(_) => failure.hint("take a full backup first: leave --incremental out"),
+            BackupError::Chain(NotUsable::Repository(e)) => e.into(),
+            BackupError::Chain(_) => failure.hint("walhold list shows the backups; try again"),
+            BackupError::Parent { .. } => failure
+                .exit(Exit::NotUsable)
+                .hint("take a full backup: leave --incremental out; walhold verify shows what is damaged"),
+            BackupError::Increments { source, .. } => {
+                let theirs = source.server_error().and_then(|error| error.hint.clone());
+                failure.hint(theirs.unwrap_or_else(|| {
+                    "take a full backup: leave --incremental out. The server's WAL summaries must reach back to the \
+                     backup that is built on: see wal_summary_keep_time, and since when summarize_wal is on"
+                        .to_owned()
+                }))
             }
             BackupError::Stopped => failure.hint("nothing was kept"),
             BackupError::Seal(_) | BackupError::Compress(_) | BackupError::Thread(_) | BackupError::SlotName(_) => {
@@ -359,7 +379,9 @@ impl From<RestoreError> for Failure {
             RestoreError::Content { .. } => failure
                 .exit(Exit::NotUsable)
                 .hint("nothing was left that a server could start on; walhold verify shows which backups are usable"),
-            RestoreError::Incremental(_) => failure.exit(Exit::NotUsable).hint("restore a full backup"),
+            RestoreError::Combine(_) => failure
+                .exit(Exit::NotUsable)
+                .hint("nothing was left that a server could start on; walhold verify shows which backups are usable"),
             RestoreError::NotEmpty(_) | RestoreError::DataDir(DataDirError::NotEmpty(_)) => {
                 failure.hint("name a directory that does not exist or is empty; -T OLD=NEW puts a tablespace elsewhere")
             }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Failure;
 use crate::disk::Real;
-use crate::repository::{BackupEntry, BackupState, DrillRecord, Pending, Repository, Seal};
+use crate::repository::{BackupEntry, BackupState, DrillRecord, Kind, Pending, Repository, Seal};
 use crate::status::{BackupStatus, End, Listed, Stage, Waiting, backups};
 use crate::wal::{Lsn, Pos};
 
@@ -43,8 +43,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return super::say(&"no backups\n");
     }
     let head = format!(
-        "{:<17} {:<9} {:<4} {:>4} {:>14} {:>14} {:>14} {:>10} {:>10} {:<17}  LABEL\n",
-        "BACKUP", "STATE", "KEEP", "TLI", "START", "STOP", "WINDOW END", "DATA", "STORED", "DRILL"
+        "{:<17} {:<9} {:<4} {:<4} {:>4} {:>14} {:>14} {:>14} {:>10} {:>10} {:<17}  LABEL\n",
+        "BACKUP", "STATE", "KIND", "KEEP", "TLI", "START", "STOP", "WINDOW END", "DATA", "STORED", "DRILL"
     );
     super::say(&backups.iter().fold(head, |table, backup| table + &line(backup) + "\n"))
 }
@@ -58,15 +58,21 @@ fn line(backup: &BackupStatus) -> String {
     let (start, stop) = (lsn(backup.start.map(Pos::lsn)), lsn(backup.stop.map(Pos::lsn)));
     let end = match (backup.window_end, backup.stage) {
         (Some(end), _) => end.pos.lsn().to_string(),
+        (None, Stage::Complete) if backup.damage.is_some() => "base missing".to_owned(),
         (None, Stage::Complete) => "WAL missing".to_owned(),
         (None, _) => dash(),
     };
     let (data, stored) = (size(backup.data_bytes), size(backup.stored_bytes));
+    let kind = match backup.kind {
+        Some(Kind::Full) => "full",
+        Some(Kind::Incremental) => "incr",
+        None => "-",
+    };
     let keep = if backup.kept { "yes" } else { "" };
     let drill = backup.drill.as_ref().map_or_else(dash, verdict);
     let said = super::status::plain(&said(backup));
     format!(
-        "{id:<17} {state:<9} {keep:<4} {tli:>4} {start:>14} {stop:>14} {end:>14} {data:>10} {stored:>10} {drill:<17}  {said}"
+        "{id:<17} {state:<9} {kind:<4} {keep:<4} {tli:>4} {start:>14} {stop:>14} {end:>14} {data:>10} {stored:>10} {drill:<17}  {said}"
     )
     .trim_end()
     .to_owned()

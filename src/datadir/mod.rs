@@ -8,6 +8,7 @@
 mod keep;
 mod mark;
 mod places;
+mod scattered;
 mod sync;
 
 use std::collections::{HashMap, HashSet};

@@ -37,6 +37,8 @@ pub enum Access {
     /// To read what the device holds rather than what the page cache remembers, where the file
     /// system can. After a failed sync the two may differ.
     ReadDirect,
+    /// To read and write in place, through the page cache.
+    Write,
     /// To read and write in place, direct where the file system can.
     WriteDirect,
 }

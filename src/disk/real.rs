@@ -193,9 +193,9 @@ impl Syncs {
 
     fn open(self, path: &Path, access: Access) -> Result<Box<dyn File>, DiskError> {
         let mut options = OpenOptions::new();
-        options.read(true).write(access == Access::WriteDirect);
+        options.read(true).write(matches!(access, Access::Write | Access::WriteDirect));
         let (file, direct) = match access {
-            Access::Read => options.open(path).map(|file| (file, false)),
+            Access::Read | Access::Write => options.open(path).map(|file| (file, false)),
             Access::ReadDirect | Access::WriteDirect => open_direct(&mut options, path),
         }
         .map_err(wrong("open", path))?;

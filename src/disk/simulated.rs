@@ -425,7 +425,7 @@ impl Disk for Simulated {
             return Err(refused("open", path, Errno::ISDIR));
         }
         drop(world);
-        Ok(self.file(id, path, access != Access::Read))
+        Ok(self.file(id, path, !matches!(access, Access::Read | Access::Write)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {

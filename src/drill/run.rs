@@ -284,6 +284,7 @@ fn judge(e: RestoreError) -> Ended {
         }
         RestoreError::NotProven { .. }
         | RestoreError::Content { .. }
+        | RestoreError::Combine(_)
         | RestoreError::DataDir(_)
         | RestoreError::Map(_) => Ended::Failed(e.to_string()),
         RestoreError::TablespaceInUse { location, at } => Ended::Error(DrillError::MakesTablespace { location, at }),

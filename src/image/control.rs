@@ -74,6 +74,10 @@ pub struct ControlFile {
     pub max_locks_per_transaction: u32,
     /// What the WAL up to the last checkpoint was written with.
     pub wal_level: WalLevel,
+    /// Bytes of a block of a relation.
+    pub block_size: u32,
+    /// Blocks of a relation in one file; what is beyond is in the next.
+    pub relation_segment: u32,
     /// The size of the cluster's segments.
     pub segment_size: SegmentSize,
     /// 0 without data checksums.
@@ -147,6 +151,8 @@ impl ControlFile {
             max_prepared_transactions: fields.u32(192),
             max_locks_per_transaction: fields.u32(196),
             wal_level: fields.wal_level()?,
+            block_size: fields.u32(216),
+            relation_segment: fields.u32(220),
             segment_size: SegmentSize::new(u64::from(fields.u32(228))).ok_or(ControlError::Field("segment size"))?,
             data_checksum_version: fields.u32(252),
         })

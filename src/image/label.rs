@@ -116,6 +116,14 @@ impl BackupLabel {
     }
 }
 
+/// The file as it is for the full backup that an incremental one is combined to: without the lines that say what it is
+/// based on (`pg_combinebackup/backup_label.c`).
+pub fn combined_label(content: &[u8]) -> Vec<u8> {
+    let of_increment =
+        |line: &&[u8]| line.starts_with(b"INCREMENTAL FROM LSN: ") || line.starts_with(b"INCREMENTAL FROM TLI: ");
+    content.split_inclusive(|b| *b == b'\n').filter(|line| !of_increment(line)).flatten().copied().collect()
+}
+
 /// The value of a `name: value` line.
 fn value<'a>(line: &'a [u8], name: &str) -> Option<&'a [u8]> {
     line.strip_prefix(name.as_bytes())?.strip_prefix(b": ")

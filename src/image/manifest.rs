@@ -3,6 +3,7 @@
 
 mod algorithm;
 mod comparison;
+mod write;
 
 pub use algorithm::{Checksum, Hasher, ManifestAlgorithm, UnknownAlgorithm};
 pub use comparison::{Compared, Comparison, Difference};

@@ -14,6 +14,7 @@
 
 mod agreement;
 mod control;
+mod incremental;
 mod label;
 mod manifest;
 mod names;
@@ -23,7 +24,10 @@ mod tar;
 
 pub use agreement::agreement;
 pub use control::{ClusterState, ControlError, ControlFile, WalLevel};
-pub use label::{BackupLabel, BackupMethod, BackupSource, LabelError, Tablespace, TablespaceMap, TablespaceMapError};
+pub use incremental::{Increment, IncrementReader, IncrementalError, Sought, stands_for};
+pub use label::{
+    BackupLabel, BackupMethod, BackupSource, LabelError, Tablespace, TablespaceMap, TablespaceMapError, combined_label,
+};
 pub use manifest::{
     Checksum, Compared, Comparison, Difference, Hasher, Manifest, ManifestAlgorithm, ManifestError, ManifestFile,
     UnknownAlgorithm, WalRange,

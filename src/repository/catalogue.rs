@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::{BackupId, ParseBackupIdError, Pending, Repository, RepositoryError, Seal, read_document};
+use super::{BackupId, BrokenChain, ParseBackupIdError, Pending, Repository, RepositoryError, Seal, read_document};
 use crate::disk::{EntryKind, Trouble};
 use crate::wal::Pos;
 
@@ -136,6 +136,9 @@ pub enum NotUsable {
         /// What is wrong.
         why: String,
     },
+    /// It is incremental, and what it is based on is not there.
+    #[error(transparent)]
+    Chain(#[from] BrokenChain),
     /// Its folder is locked.
     #[error("backup {0} is being written or removed by another process")]
     InUse(BackupId),

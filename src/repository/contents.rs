@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::{Repository, Seal, SealedFile, Sha256Sum};
+use super::{BackupId, Kind, Repository, Seal, SealedFile, Sha256Sum};
 use crate::archive::ArchiveError;
 use crate::codec::{self, Codec};
 use crate::disk::{Access, AlignedBuf, DiskError, File, Trouble, read_bounded};
@@ -58,6 +58,19 @@ pub struct ContentsRead {
     pub compared: Compared,
     /// The `tablespace_map` of the backup, if it has one.
     pub map: Option<TablespaceMap>,
+    /// Of an incremental one: the start of the backup that it holds the changes since.
+    pub changes_since: Option<Pos>,
+    /// How relations are cut into files; `None` of a server that is newer than we know.
+    pub layout: Option<Layout>,
+}
+
+/// How relations are cut into files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Layout {
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Blocks of a file, at most.
+    pub file_blocks: u32,
 }
 
 /// What a backup holds is not what its seal says.
@@ -154,6 +167,19 @@ pub enum ContentError {
     /// It is of another backup.
     #[error("\"backup_label\" says that the backup starts at {0}")]
     LabelStart(Pos),
+    /// It is of a full backup and the seal of an incremental one, or the other way round.
+    #[error("\"backup_label\" and the seal differ about what the backup is based on")]
+    LabelKind,
+    /// It is based on another backup than the seal says, though of that name.
+    #[error("\"backup_label\" says that the backup holds the changes since {found}, and backup {parent} starts at {start}", found = shown(*found))]
+    ChangesSince {
+        /// In the label.
+        found: Option<Pos>,
+        /// What the seal names.
+        parent: BackupId,
+        /// Where that starts.
+        start: Pos,
+    },
     /// It cannot be read.
     #[error("\"tablespace_map\": {0}")]
     Map(#[from] TablespaceMapError),
@@ -307,6 +333,16 @@ fn check_manifest(manifest: &Manifest, seal: &Seal) -> Result<(), ContentError> 
     Ok(())
 }
 
+/// Whether the changes in a backup, which are those since the position in its label, are those since the backup that
+/// its seal names.
+///
+/// # Errors
+/// When they are not.
+pub fn check_base(changes_since: Option<Pos>, parent: &Seal) -> Result<(), ContentError> {
+    let (found, start) = (changes_since, parent.start);
+    if found == Some(start) { Ok(()) } else { Err(ContentError::ChangesSince { found, parent: parent.id, start }) }
+}
+
 impl Contents<'_> {
     /// The archives, that of the data directory first.
     pub fn archives(&self) -> &[BackupArchive] {
@@ -360,8 +396,7 @@ impl Contents<'_> {
                 None => ContentError::NotListed("data files".to_owned()),
             }
         })?;
-        let map = pass.kept.check(self.seal)?;
-        Ok(ContentsRead { compared, map })
+        pass.kept.check(self.seal, compared).map_err(ReadError::Content)
     }
 
     fn read_archive<E>(
@@ -566,26 +601,32 @@ impl Kept {
         }
     }
 
-    fn check(self, seal: &Seal) -> Result<Option<TablespaceMap>, ContentError> {
+    fn check(self, seal: &Seal, compared: Compared) -> Result<ContentsRead, ContentError> {
         let named = |name: &[u8]| ContentError::NoSuchMember(String::from_utf8_lossy(name).into_owned());
         let label = BackupLabel::parse(&self.label.ok_or_else(|| named(LABEL))?)?;
         if label.start != seal.start {
             return Err(ContentError::LabelStart(label.start));
         }
-        check_control(&self.control.ok_or_else(|| named(CONTROL))?, seal)?;
+        if label.incremental_from.is_some() != (seal.kind == Kind::Incremental) {
+            return Err(ContentError::LabelKind);
+        }
+        let layout = check_control(&self.control.ok_or_else(|| named(CONTROL))?, seal)?;
         let map = self.map.map(|content| TablespaceMap::parse(&content)).transpose()?;
         if let Some(map) = &map {
             check_map(map, seal)?;
         }
-        Ok(map)
+        Ok(ContentsRead { compared, map, changes_since: label.incremental_from, layout })
     }
 }
 
-fn check_control(content: &[u8], seal: &Seal) -> Result<(), ContentError> {
-    let (id, min_recovery) = match ControlFile::parse(content) {
-        Ok(control) => (control.system_identifier, control.min_recovery),
+fn check_control(content: &[u8], seal: &Seal) -> Result<Option<Layout>, ContentError> {
+    let (id, min_recovery, layout) = match ControlFile::parse(content) {
+        Ok(control) => {
+            let layout = Layout { block_size: control.block_size, file_blocks: control.relation_segment };
+            (control.system_identifier, control.min_recovery, Some(layout))
+        }
         // A server newer than we know: what has never moved is compared.
-        Err(ControlError::Unknown { system_identifier, .. }) => (system_identifier, None),
+        Err(ControlError::Unknown { system_identifier, .. }) => (system_identifier, None, None),
         Err(e) => return Err(e.into()),
     };
     if id != seal.system_identifier {
@@ -593,7 +634,7 @@ fn check_control(content: &[u8], seal: &Seal) -> Result<(), ContentError> {
     }
     match min_recovery {
         Some(found) if found.lsn() > seal.stop.lsn() => Err(ContentError::ControlEnd { found, stop: seal.stop }),
-        _ => Ok(()),
+        _ => Ok(layout),
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::chain::chain;
 use super::{BackupEntry, BackupId, BackupState, CapturedBy, Repository, Seal};
 use crate::archive::{ArchiveError, Listing, Stored};
 use crate::wal::{History, Lsn, Pos, Segment, SegmentSize, TimelineId};
@@ -300,7 +301,7 @@ impl Repository {
 
 impl Coverage {
     /// From the names, the histories that are held, and the backups in any state; pure. Of backups,
-    /// the sealed ones count.
+    /// the sealed ones count; one that is based on a backup which is not there opens no window.
     pub fn new(listing: &Listing, histories: Vec<History>, size: SegmentSize, backups: &[BackupEntry]) -> Self {
         let ranges = ranges(listing);
         let histories = histories.into_iter().map(|history| (history.tli(), history)).collect();
@@ -320,7 +321,8 @@ impl Coverage {
         };
         coverage.gaps = coverage.find_gaps();
         coverage.islands = coverage.find_islands(&seals);
-        coverage.windows = coverage.find_windows(&seals);
+        let whole: Vec<&Seal> = seals.iter().copied().filter(|seal| chain(backups, seal).is_ok()).collect();
+        coverage.windows = coverage.find_windows(&whole);
         let held = |seal: &&&Seal| !coverage.may_hold(seal.start.lsn(), seal.stop);
         coverage.unheld = seals.iter().filter(held).map(|seal| seal.id).collect();
         coverage

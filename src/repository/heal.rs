@@ -2,7 +2,9 @@
 
 use thiserror::Error;
 
-use super::{BackupFolder, BackupId, BackupState, Pending, Repository, RepositoryError, Seal, SealError, Sealed};
+use super::{
+    BackupFolder, BackupId, BackupState, NotUsable, Pending, Repository, RepositoryError, Seal, SealError, Sealed,
+};
 use crate::archive::{ArchiveError, Followed, Follower, NotProven, Stopped};
 use crate::wal::{Lsn, Pos, Segment};
 
@@ -41,6 +43,9 @@ pub enum HealError {
     /// Its WAL cannot be read.
     #[error("its WAL cannot be read: {0}")]
     Archive(#[from] ArchiveError),
+    /// What it is based on is not there any more.
+    #[error(transparent)]
+    Chain(#[from] NotUsable),
     /// Its files are not there any more, or the seal cannot be written.
     #[error("it cannot be sealed: {0}")]
     Seal(#[from] SealError),
@@ -112,6 +117,7 @@ impl Repository {
 
     fn seal_if_held(&self, folder: BackupFolder, seal: Seal) -> Result<Healing, HealError> {
         let stop = seal.stop;
+        self.chain(&seal)?;
         let (held, mut follower) = self.follow(&seal)?;
         if held < stop.lsn() {
             return Ok(Healing::Waiting { stop, held });

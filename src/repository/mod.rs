@@ -6,6 +6,7 @@
 //! archive's proof and its word that the WAL is durable (promise P3).
 
 mod catalogue;
+mod chain;
 mod contents;
 mod coverage;
 mod documents;
@@ -26,7 +27,8 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 pub use catalogue::{BackupEntry, BackupState, NotUsable, Which};
-pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, ReadError};
+pub use chain::{BrokenChain, chain, newest_base};
+pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, Layout, ReadError, check_base};
 pub use coverage::{Coverage, Gap, Island, Path as WalPath, Range, Stretch, Window, WindowEnd};
 pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,

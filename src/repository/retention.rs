@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
+use super::chain::chain;
 use super::{BackupEntry, BackupId, BackupState, Coverage, Pending, Seal, Time};
 use crate::wal::{Pos, Segment, TimelineId};
 use spans::Spans;
@@ -175,6 +176,8 @@ pub enum Note {
     ClockWentBack(BackupId, Time),
     /// This backup lacks WAL: it does not count as one of the last.
     LacksWal(BackupId),
+    /// What this backup is based on is not there: it does not count as one of the last.
+    LacksParent(BackupId),
 }
 
 impl fmt::Display for Note {
@@ -201,6 +204,11 @@ impl fmt::Display for Note {
                     "backup {id} cannot be restored, for WAL of it is missing: it does not count as one of the last"
                 )
             }
+            Self::LacksParent(id) => write!(
+                f,
+                "backup {id} cannot be restored, for a backup that it is based on is missing: it does not count as \
+                 one of the last"
+            ),
         }
     }
 }
@@ -278,11 +286,17 @@ pub fn plan(
 struct Held<'a> {
     seal: &'a Seal,
     marked: bool,
-    /// Whether its WAL is there, as far as names tell.
-    usable: bool,
+    /// What is missing of it, as far as names tell: its WAL, or what it is based on.
+    lacks: Option<Note>,
     /// When it ended, or one before it in the order if that says it ended later: whichever clock was
     /// wrong, it counts as newer rather than older.
     ended: Timestamp,
+}
+
+impl Held<'_> {
+    const fn is_usable(&self) -> bool {
+        self.lacks.is_none()
+    }
 }
 
 struct Deciding<'a> {
@@ -311,14 +325,18 @@ impl<'a> Deciding<'a> {
                 notes.push(Note::FromTheFuture(seal.id, seal.stop_time));
             }
             latest = latest.max(stop_time);
-            let usable = coverage.may_hold(seal.start.lsn(), seal.stop);
-            Held { seal, marked, usable, ended: latest }
+            let lacks = if !coverage.may_hold(seal.start.lsn(), seal.stop) {
+                Some(Note::LacksWal(seal.id))
+            } else {
+                chain(backups, seal).is_err().then_some(Note::LacksParent(seal.id))
+            };
+            Held { seal, marked, lacks, ended: latest }
         });
         let sealed: Vec<_> = held.collect();
         if policy.window.is_none() {
             notes.clear();
         }
-        notes.extend(sealed.iter().filter(|held| !held.usable).map(|held| Note::LacksWal(held.seal.id)));
+        notes.extend(sealed.iter().filter_map(|held| held.lacks));
         Self { coverage, backups, policy, now, sealed, kept: BTreeMap::new(), notes }
     }
 
@@ -330,7 +348,7 @@ impl<'a> Deciding<'a> {
 
     fn keep_whatever_the_policy(&mut self, in_use: &BTreeSet<BackupId>) {
         let newest = self.sealed.last().map(|held| held.seal.id);
-        let usable = self.sealed.iter().rfind(|held| held.usable).map(|held| held.seal.id);
+        let usable = self.sealed.iter().rfind(|held| held.is_usable()).map(|held| held.seal.id);
         self.keep(newest.into_iter().chain(usable), Keep::Newest);
         let marked: Vec<_> = self.sealed.iter().filter(|held| held.marked).map(|held| held.seal.id).collect();
         self.keep(marked, Keep::Marked);
@@ -351,7 +369,7 @@ impl<'a> Deciding<'a> {
                 break;
             }
             ids.push(held.seal.id);
-            missing -= u32::from(held.usable);
+            missing -= u32::from(held.is_usable());
         }
         self.keep(ids, Keep::Last);
     }
@@ -367,7 +385,7 @@ impl<'a> Deciding<'a> {
         for path in self.coverage.paths() {
             // All WAL of a timeline came before the first backup of a newer one.
             let left = self.sealed.iter().any(|held| held.seal.start.tli() > path.way().tli() && held.ended < begin);
-            let usable = |held: &&Held<'_>| held.ended < begin && held.usable && path.carries(held.seal.stop);
+            let usable = |held: &&Held<'_>| held.ended < begin && held.is_usable() && path.carries(held.seal.stop);
             // Before a gap it is the last one of an older path, too, or there is a later one on that.
             let reaches = |held: &&Held<'_>| !left && path.is_reached_from(held.seal.start.lsn());
             before.extend(self.sealed.iter().rfind(usable).filter(reaches).map(|held| held.seal.id));
@@ -394,7 +412,7 @@ impl<'a> Deciding<'a> {
     fn may_be_sealed(&self, pending: &Pending) -> bool {
         let (Some(stop), Some(_)) = (pending.stop, &pending.ready) else { return false };
         let order = |pos: Pos| (pos.tli(), pos.lsn());
-        let newer = |held: &Held<'_>| held.usable && order(held.seal.start) > order(pending.start);
+        let newer = |held: &Held<'_>| held.is_usable() && order(held.seal.start) > order(pending.start);
         self.coverage.may_come(pending.start.lsn(), stop) || !self.sealed.iter().any(newer)
     }
 

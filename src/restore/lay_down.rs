@@ -4,11 +4,12 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::combine::{Combined, combine};
 use super::configure::Copied;
-use super::{Goal, Plan, PlannedTablespace, RestoreError};
+use super::{Goal, Plan, PlannedTablespace, RestoreError, content};
 use crate::datadir::{DataDir, DataDirError, Kept, Places, SyncMethod, TablespacePlace};
 use crate::image::{Compared, Manifest, Tablespace, TablespaceMap, TarEvent};
-use crate::repository::{ReadError, Repository};
+use crate::repository::{Contents, Repository, Seal};
 
 const AUTO_CONF: &str = "postgresql.auto.conf";
 const CONF: &str = "postgresql.conf";
@@ -58,13 +59,13 @@ pub fn lay_down(
     tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
     // It may have expired since it was planned; from here on it cannot.
-    let (_seal, _held) = repository.hold(plan.backup.id)?;
+    let (chain, _held) = repository.hold_chain(plan.backup.id)?;
     let (disk, cluster) = (Arc::clone(repository.disk()), plan.backup.system_identifier);
     let mut data = match plan.delta {
         true => DataDir::reuse(disk, places(plan), cluster)?,
         false => DataDir::make(disk, places(plan))?,
     };
-    match go(repository, plan, &mut data, tell) {
+    match go(repository, plan, &chain, &mut data, tell) {
         Ok(restored) => Ok(restored),
         // What it had before is of use when it is tried again.
         Err(source) if plan.delta => {
@@ -87,21 +88,45 @@ fn places(plan: &Plan) -> Places {
 fn go(
     repository: &Repository,
     plan: &Plan,
+    chain: &[Seal],
     data: &mut DataDir,
     tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
     let backup = &plan.backup;
-    let wrong = |source| RestoreError::Content { id: backup.id, source };
-    let contents = repository.contents(backup).map_err(wrong)?;
-    let manifest = contents.manifest();
+    let contents = repository.contents(backup).map_err(|source| RestoreError::Content { id: backup.id, source })?;
+    // Of a file that an incremental backup has changes of nothing stays: what it is to be is not known beforehand.
     let kept = match plan.delta {
-        true => Some(keep(data, manifest, tell)?),
+        true => Some(keep(data, contents.manifest(), tell)?),
         false => {
             data.mark(backup.system_identifier)?;
             None
         }
     };
     data.link_tablespaces()?;
+    let Combined { compared, map } = match chain {
+        [full] => whole(&contents, full, plan, data, tell)?,
+        chain => combine(repository, chain, data, tell)?,
+    };
+    if let Some(map) = map.filter(|_| plan.tablespaces.iter().any(|tablespace| tablespace.moves())) {
+        data.replace(MAP, &moved(map, plan).to_bytes()?)?;
+    }
+    let notes = configure(data, plan)?;
+    if tell(RestoreEvent::Syncing).is_break() {
+        return Err(RestoreError::Stopped);
+    }
+    data.finish(SyncMethod::Syncfs)?;
+    Ok(Restored { compared, kept, notes })
+}
+
+/// A backup that stands alone, with the server's own manifest.
+fn whole(
+    contents: &Contents<'_>,
+    backup: &Seal,
+    plan: &Plan,
+    data: &mut DataDir,
+    tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
+) -> Result<Combined, RestoreError> {
+    let manifest = contents.manifest();
     let left: Vec<u32> = plan.tablespaces.iter().map(|t| t.oid).filter(|oid| data.has_all(*oid, manifest)).collect();
     let total = manifest.files().iter().map(|file| file.size).sum();
     let read = contents.read_needed(&|oid| !left.contains(&oid), &mut |tablespace, event| {
@@ -111,23 +136,12 @@ fn go(
             _ => Ok(()),
         }
     });
-    let read = read.map_err(|e| match e {
-        ReadError::Content(source) => wrong(source),
-        ReadError::Seen(e) => e,
-    })?;
+    let read = read.map_err(|e| content(backup.id, e))?;
     data.put(MANIFEST, contents.manifest_bytes())?;
     for oid in left {
         data.leave(oid)?;
     }
-    if let Some(map) = read.map.filter(|_| plan.tablespaces.iter().any(|tablespace| tablespace.moves())) {
-        data.replace(MAP, &moved(map, plan).to_bytes()?)?;
-    }
-    let notes = configure(data, plan)?;
-    if tell(RestoreEvent::Syncing).is_break() {
-        return Err(RestoreError::Stopped);
-    }
-    data.finish(SyncMethod::Syncfs)?;
-    Ok(Restored { compared: read.compared, kept, notes })
+    Ok(Combined { compared: read.compared, map: read.map })
 }
 
 fn keep(

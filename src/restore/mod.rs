@@ -5,6 +5,7 @@
 //! consistent: the proof of the backup's WAL is repeated. What is laid down cannot be started
 //! before all of it is durable, for `global/pg_control` gets its name last.
 
+mod combine;
 mod configure;
 mod lay_down;
 mod plan;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+pub use combine::CombineError;
 pub(crate) use configure::line as setting_line;
 pub use lay_down::{RestoreEvent, Restored, lay_down};
 pub(crate) use plan::barrier;
@@ -31,7 +33,7 @@ use crate::datadir::DataDirError;
 pub use crate::datadir::Owner;
 use crate::disk::DiskError;
 use crate::image::TablespaceMapError;
-use crate::repository::{BackupId, ContentError, NotUsable, RepositoryError, Which};
+use crate::repository::{BackupId, ContentError, NotUsable, ReadError, RepositoryError, Which};
 use crate::wal::{Lsn, Segment, TimelineId};
 
 /// What the restored server is to do.
@@ -95,9 +97,9 @@ pub enum RestoreError {
     /// The backup may not be restored.
     #[error(transparent)]
     NotUsable(#[from] NotUsable),
-    /// It holds only what changed since another backup.
-    #[error("backup {0} is incremental, and this program restores full ones only")]
-    Incremental(BackupId),
+    /// It does not fit what it is based on.
+    #[error("the backup cannot be combined with what it is based on: {0}")]
+    Combine(#[from] CombineError),
     /// Its WAL is not all there, or not valid.
     #[error("backup {id} cannot be restored: {source}")]
     NotProven {
@@ -237,6 +239,13 @@ pub enum RestoreError {
         /// Why it could not be removed.
         left: DiskError,
     },
+}
+
+fn content(id: BackupId, e: ReadError<RestoreError>) -> RestoreError {
+    match e {
+        ReadError::Content(source) => RestoreError::Content { id, source },
+        ReadError::Seen(e) => e,
+    }
 }
 
 #[cfg(test)]

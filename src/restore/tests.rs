@@ -491,7 +491,8 @@ fn other_clusters_and_incomplete_seals_are_refused() {
         write_seal(&scene.repository, &seal);
         scene.plan().unwrap_err().to_string()
     };
-    assert!(refused(&|seal| seal.kind = crate::repository::Kind::Incremental).contains("incremental"));
+    let alone = refused(&|seal| seal.kind = crate::repository::Kind::Incremental);
+    assert!(alone.contains("does not say what it is based on"), "{alone}");
     assert!(refused(&|seal| seal.files.retain(|file| file.name == "backup_manifest")).contains("data directory"));
     assert!(refused(&|seal| seal.files.retain(|file| file.name != "backup_manifest")).contains("manifest"));
     assert!(refused(&|seal| seal.system_identifier = SYSTEM + 1).contains("no complete backup"));

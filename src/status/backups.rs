@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::archive::{End, Reader, WindowStatus};
-use crate::repository::{BackupEntry, BackupId, BackupState, DrillRecord, Repository, Seal, Time};
+use crate::repository::{BackupEntry, BackupId, BackupState, DrillRecord, Kind, Repository, Seal, Time, chain};
 use crate::wal::{Lsn, Pos};
 
 /// How far a backup has come.
@@ -43,6 +43,10 @@ pub struct BackupStatus {
     pub stage: Stage,
     /// What the operator called it.
     pub label: Option<String>,
+    /// Whether it stands alone, once that is known.
+    pub kind: Option<Kind>,
+    /// The backup that it is based on.
+    pub parent: Option<BackupId>,
     /// Where its WAL begins, once that is known.
     pub start: Option<Pos>,
     /// Exclusive end of the WAL it needs, once that is known.
@@ -59,7 +63,7 @@ pub struct BackupStatus {
     pub window_end: Option<End>,
     /// What it waits for.
     pub waiting: Option<Waiting>,
-    /// What is wrong with it.
+    /// What is wrong with it, or, of a complete one, with what it is based on.
     pub damage: Option<String>,
     /// Whether the operator has marked it, so that it never expires.
     pub kept: bool,
@@ -68,6 +72,11 @@ pub struct BackupStatus {
 }
 
 impl BackupStatus {
+    /// Whether it can be restored, as far as names and documents tell.
+    pub const fn is_usable(&self) -> bool {
+        matches!(self.stage, Stage::Complete) && self.held && self.damage.is_none()
+    }
+
     /// Time since a complete one ended; 0 if that lies ahead.
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
         let [_, stopped] = self.times?;
@@ -90,15 +99,22 @@ pub(super) fn all(
             None
         }
     };
-    let backup = |entry| BackupStatus { drill: drill(entry), ..one(entry, windows, reader) };
+    let backup = |entry| BackupStatus { drill: drill(entry), ..one(entry, entries, windows, reader) };
     (entries.iter().map(backup).collect(), problems)
 }
 
-fn one(entry: &BackupEntry, windows: &[WindowStatus], reader: &mut Reader<'_>) -> BackupStatus {
+fn one(
+    entry: &BackupEntry,
+    entries: &[BackupEntry],
+    windows: &[WindowStatus],
+    reader: &mut Reader<'_>,
+) -> BackupStatus {
     let backup = BackupStatus {
         id: entry.id,
         stage: stage(entry),
         label: None,
+        kind: None,
+        parent: entry.parent(),
         start: entry.start(),
         stop: entry.stop(),
         times: None,
@@ -112,11 +128,15 @@ fn one(entry: &BackupEntry, windows: &[WindowStatus], reader: &mut Reader<'_>) -
         drill: None,
     };
     match &entry.state {
-        BackupState::Sealed(seal) => complete(backup, seal, windows, reader),
+        BackupState::Sealed(seal) => {
+            let damage = chain(entries, seal).err().map(|e| e.to_string());
+            complete(BackupStatus { damage, ..backup }, seal, windows, reader)
+        }
         BackupState::Pending(pending) => {
             let needs = pending.stop.filter(|_| backup.stage == Stage::Pending);
             let mut waiting = |needs: Pos| Waiting { needs, held: reader.held_from(pending.start.lsn(), needs.tli()) };
-            BackupStatus { label: Some(pending.label.clone()), waiting: needs.map(&mut waiting), ..backup }
+            let kind = pending.ready.as_ref().map(|seal| seal.kind);
+            BackupStatus { label: Some(pending.label.clone()), kind, waiting: needs.map(&mut waiting), ..backup }
         }
         BackupState::Unfinished => backup,
         BackupState::Damaged(why) => BackupStatus { damage: Some(why.clone()), ..backup },
@@ -127,6 +147,7 @@ fn complete(backup: BackupStatus, seal: &Seal, windows: &[WindowStatus], reader:
     let ends = windows.iter().filter(|window| window.backups.contains(&seal.id)).map(|window| window.to);
     BackupStatus {
         label: Some(seal.label.clone()),
+        kind: Some(seal.kind),
         times: Some([seal.start_time, seal.stop_time]),
         data_bytes: Some(seal.manifest.bytes),
         stored_bytes: Some(seal.files.iter().map(|file| file.size).sum()),

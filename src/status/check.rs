@@ -43,6 +43,13 @@ pub enum Reason {
     },
     /// A complete backup lacks WAL.
     NotHeld(BackupId),
+    /// What a complete backup is based on is not there.
+    NotUsable {
+        /// Which.
+        id: BackupId,
+        /// Why.
+        why: String,
+    },
     /// The newest backup leads to a gap, and no further.
     Gap {
         /// Where recovery ends.
@@ -123,6 +130,7 @@ fn backups(status: &Status, max_age: Option<Duration>, now: Timestamp, reasons: 
         let id = backup.id;
         match (backup.stage, &backup.damage, backup.waiting) {
             (Stage::Complete, ..) if !backup.held => reasons.push(Reason::NotHeld(id)),
+            (Stage::Complete, Some(why), _) => reasons.push(Reason::NotUsable { id, why: why.clone() }),
             (Stage::Damaged, Some(why), _) => reasons.push(Reason::Damaged { id, why: why.clone() }),
             (Stage::Pending, _, Some(waiting)) => reasons.push(Reason::Waiting(id, waiting)),
             _ => {}
@@ -196,6 +204,7 @@ impl fmt::Display for Reason {
             Self::NoBackup => f.write_str("no complete backup can be restored"),
             Self::Old { id, age } => write!(f, "the newest backup ({id}) ended {} ago", span(*age)),
             Self::NotHeld(id) => write!(f, "backup {id} cannot be restored: its WAL is not all held"),
+            Self::NotUsable { id, why } => write!(f, "backup {id} cannot be restored: {why}"),
             Self::Gap { at } => write!(f, "the newest backup leads to a gap in the WAL at {at}"),
             Self::Fork { received } => {
                 write!(f, "the newest backup does not lead to timeline {received}, which is received")

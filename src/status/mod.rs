@@ -187,9 +187,9 @@ impl WriterStatus {
 }
 
 impl Status {
-    /// The newest complete backup whose WAL is held.
+    /// The newest backup that can be restored: complete, with its WAL and what it is based on.
     pub fn newest_usable(&self) -> Option<&BackupStatus> {
-        self.backups.iter().rev().find(|backup| backup.stage == Stage::Complete && backup.held)
+        self.backups.iter().rev().find(|backup| backup.is_usable())
     }
 
     /// The last drill of any backup.

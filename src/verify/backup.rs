@@ -2,7 +2,7 @@
 
 use super::{Checked, VerifyEvent};
 use crate::image::TarEvent;
-use crate::repository::{ContentsRead, ReadError, Repository, Seal};
+use crate::repository::{ContentsRead, ReadError, Repository, Seal, check_base};
 
 /// The WAL of a backup was whole.
 pub(super) struct WalProven {
@@ -43,6 +43,13 @@ pub(super) fn files(repository: &Repository, seal: &Seal, tell: &dyn Fn(VerifyEv
         ReadError::Content(e) => e.to_string(),
         ReadError::Seen(never) => match never {},
     })
+}
+
+impl FilesRead {
+    /// Whether the changes that it holds are those since `parent`.
+    pub(super) fn is_based_on(&self, parent: &Seal) -> Result<(), String> {
+        check_base(self.0.changes_since, parent).map_err(|e| e.to_string())
+    }
 }
 
 /// What a verdict rests on.

@@ -16,6 +16,9 @@ const MAX_THREADS: usize = 8;
 /// A manifest is held in memory while its files are read; of larger ones one at a time.
 const LARGE_MANIFEST: u64 = 64 << 20;
 
+/// The thread panicked that was to do it, and that has been passed on.
+pub(super) const NOT_READ: &str = "it was not read";
+
 /// One thing to read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Job {
@@ -40,12 +43,19 @@ pub(super) struct Outcomes {
 }
 
 impl Outcomes {
-    /// What the backup of that number rests on, or the first thing that is wrong with it.
-    pub(super) fn backup(&mut self, number: usize) -> Result<(WalProven, FilesRead), String> {
-        match (self.of.remove(&Job::Wal(number)), self.of.remove(&Job::Files(number))) {
-            (Some(Outcome::Wal(wal)), Some(Outcome::Files(files))) => Ok((wal?, files?)),
-            // The thread panicked that was to do it, and that has been passed on.
-            _ => Err("it was not read".to_owned()),
+    /// The WAL of the backup of that number, or the first thing that is wrong with it.
+    pub(super) fn wal(&mut self, number: usize) -> Result<WalProven, String> {
+        match self.of.remove(&Job::Wal(number)) {
+            Some(Outcome::Wal(wal)) => wal,
+            _ => Err(NOT_READ.to_owned()),
+        }
+    }
+
+    /// Its files, or the first thing that is wrong with them.
+    pub(super) fn files(&self, number: Option<usize>) -> Result<&FilesRead, String> {
+        match number.and_then(|number| self.of.get(&Job::Files(number))) {
+            Some(Outcome::Files(files)) => files.as_ref().map_err(Clone::clone),
+            _ => Err(NOT_READ.to_owned()),
         }
     }
 
@@ -64,11 +74,12 @@ pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(MAX_THREADS)
 }
 
-/// Reads the sealed backups and the pieces of the archive, with so many threads. Memory does not
+/// Reads the sealed backups and the pieces of the archive, with so many threads. Of backups the files are read, and
+/// of the first so many the WAL. Memory does not
 /// grow with what is read: each thread has its buffers, and a backup's manifest while it reads its files.
 pub(super) fn run(
     repository: &Repository,
-    seals: &[&Seal],
+    (seals, with_wal): (&[&Seal], usize),
     plan: Option<&Plan>,
     threads: usize,
     tell: &mut impl FnMut(VerifyEvent),
@@ -76,7 +87,7 @@ pub(super) fn run(
     // The files first, for one of them may take longer than all the rest.
     let of_files = (0..seals.len()).map(Job::Files);
     let pieces = plan.into_iter().flat_map(Plan::pieces).map(|(timeline, piece)| Job::Piece(timeline, piece));
-    let jobs: Vec<Job> = of_files.chain((0..seals.len()).map(Job::Wal)).chain(pieces).collect();
+    let jobs: Vec<Job> = of_files.chain((0..with_wal).map(Job::Wal)).chain(pieces).collect();
     let waiting = Mutex::new(jobs.iter().copied());
     let large = Mutex::new(());
     let files = |seal: &Seal, tell: &dyn Fn(VerifyEvent)| {

@@ -20,7 +20,9 @@ pub use report::{BackupReport, Checked, Problem, ProblemKind, Report, StretchRep
 pub use seal::{Healed, seal_waiting};
 
 use crate::archive::ArchiveError;
-use crate::repository::{BackupEntry, BackupId, BackupState, CapturedBy, NotUsable, Repository, Seal};
+use crate::repository::{
+    BackupEntry, BackupId, BackupState, BrokenChain, CapturedBy, NotUsable, Repository, Seal, chain,
+};
 use crate::wal::Segment;
 use jobs::Outcomes;
 use wal::{Needed, Plan};
@@ -100,7 +102,7 @@ fn verify_cut(
     entries.retain(|entry| match entry.seal().map(|seal| repository.hold(seal.id)) {
         Some(Err(NotUsable::NotFound(_))) => which.is_some(),
         lock => {
-            held.extend(lock.and_then(Result::ok));
+            held.extend(lock.and_then(Result::ok).map(|(seal, lock)| (seal.id, lock)));
             true
         }
     });
@@ -109,17 +111,34 @@ fn verify_cut(
         Some(_) => None,
         None => Some(Plan::new(repository.archive(), per_piece, cut.patience)?),
     };
-    let seals: Vec<&Seal> = entries.iter().filter_map(sealed).collect();
+    let all = repository.backups()?;
+    let own: Vec<&Seal> = entries.iter().filter_map(sealed).collect();
+    let chains: Vec<_> = own.iter().map(|seal| chain(&all, seal)).collect();
+    // What one is based on is read, too, where that alone was not asked for.
+    let mut seals = own.clone();
+    for older in chains.iter().flatten().flat_map(|chain| chain.iter().skip(1)) {
+        if seals.iter().all(|seal| seal.id != older.id) {
+            held.extend(repository.hold(older.id).map(|(_, lock)| (older.id, lock)).ok());
+            seals.push(older);
+        }
+    }
     let segments = plan.as_ref().map_or(0, Plan::segments);
     let of_backups: u64 = seals.iter().map(|seal| backup::bytes(seal)).sum();
     let bytes = of_backups.saturating_add(segments.saturating_mul(repository.segment_size().bytes()));
     tell(VerifyEvent::Begun { backups: seals.len() as u64, segments, bytes });
-    let mut outcomes = jobs::run(repository, &seals, plan.as_ref(), cut.threads, tell)?;
-    let needed: Vec<Needed> = seals.iter().map(|seal| needed(seal)).collect();
+    let mut outcomes = jobs::run(repository, (&seals, own.len()), plan.as_ref(), cut.threads, tell)?;
+    let needed: Vec<Needed> = own.iter().map(|seal| needed(seal)).collect();
     let wal = plan.map(|plan| plan.join(outcomes.pieces(&plan), &needed));
-    let mut number = 0..;
+    let mut chains = chains.into_iter().enumerate();
     let backups = entries.iter().map(|entry| {
-        let verdict = verdict(repository, entry, || number.next().unwrap_or_default(), &mut outcomes);
+        let verdict = match &entry.state {
+            BackupState::Sealed(_) => chains.next().map_or_else(Verdict::unread, |(number, chain)| {
+                of_sealed(&seals, number, chain, &mut outcomes).unwrap_or_else(|reason| Verdict::NotUsable { reason })
+            }),
+            BackupState::Pending(pending) => seal::not_sealed(repository, entry, Some(pending)),
+            BackupState::Unfinished => seal::not_sealed(repository, entry, None),
+            BackupState::Damaged(why) => Verdict::NotUsable { reason: why.clone() },
+        };
         BackupReport::new(entry, verdict)
     });
     Ok(Report::new(repository, backups.collect(), wal))
@@ -137,21 +156,25 @@ fn needed(seal: &Seal) -> Needed {
     Needed { id: seal.id, start: seal.start, stop: seal.stop, island }
 }
 
-fn verdict(
-    repository: &Repository,
-    entry: &BackupEntry,
-    number: impl FnOnce() -> usize,
+/// A backup needs its own WAL, and the files of all that it is based on.
+fn of_sealed(
+    seals: &[&Seal],
+    number: usize,
+    chain: Result<Vec<&Seal>, BrokenChain>,
     outcomes: &mut Outcomes,
-) -> Verdict {
-    match &entry.state {
-        BackupState::Sealed(seal) => match outcomes.backup(number()) {
-            Ok((wal, files)) => Verdict::Usable { checked: backup::checked(seal, &wal, &files) },
-            Err(reason) => Verdict::NotUsable { reason },
-        },
-        BackupState::Pending(pending) => seal::not_sealed(repository, entry, Some(pending)),
-        BackupState::Unfinished => seal::not_sealed(repository, entry, None),
-        BackupState::Damaged(why) => Verdict::NotUsable { reason: why.clone() },
+) -> Result<Verdict, String> {
+    let chain = chain.map_err(|e| e.to_string())?;
+    let wal = outcomes.wal(number)?;
+    let number_of = |wanted: &Seal| seals.iter().position(|seal| seal.id == wanted.id);
+    for pair in chain.windows(2) {
+        let [child, parent] = *pair else { continue };
+        outcomes.files(number_of(child))?.is_based_on(parent)?;
+        let based = |why: String| format!("it is based on backup {}: {why}", parent.id);
+        let _files = outcomes.files(number_of(parent)).map_err(based)?;
     }
+    let files = outcomes.files(Some(number))?;
+    let seal = chain.first().ok_or(jobs::NOT_READ)?;
+    Ok(Verdict::Usable { checked: backup::checked(seal, &wal, files) })
 }
 
 #[cfg(test)]

@@ -62,6 +62,12 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    pub(super) fn unread() -> Self {
+        Self::NotUsable { reason: super::jobs::NOT_READ.to_owned() }
+    }
+}
+
 /// What a verdict rests on.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Checked {

@@ -177,7 +177,7 @@ impl<'a> Scale<'a> {
 
 pub(super) const fn mark(backup: &BackupStatus) -> char {
     match backup.stage {
-        Stage::Complete if backup.held => 'B',
+        Stage::Complete if backup.is_usable() => 'B',
         Stage::Complete | Stage::Damaged | Stage::Unfinished => 'x',
         Stage::Running => 'r',
         Stage::Pending => 'w',

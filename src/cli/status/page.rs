@@ -180,6 +180,7 @@ fn drill(status: &Status, now: Timestamp) -> String {
 /// What there is to say of one that cannot be restored.
 fn unfinished(backup: &BackupStatus) -> Option<String> {
     match (backup.stage, backup.waiting, &backup.damage) {
+        (Stage::Complete, _, Some(why)) => Some(format!("cannot be restored: {why}")),
         (Stage::Complete, ..) if backup.held => None,
         (Stage::Complete, ..) => Some("cannot be restored: its WAL is not all held".to_owned()),
         (_, Some(waiting), _) => {

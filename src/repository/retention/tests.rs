@@ -3,7 +3,7 @@ use jiff::ToSpan;
 use super::*;
 use crate::repository::coverage::tests::{at, backup, history, id, names};
 use crate::repository::tests::{SIZE, now, seal_of};
-use crate::repository::{Coverage, SegmentRange, Time};
+use crate::repository::{Coverage, Kind, SegmentRange, Time};
 use crate::wal::{History, SegmentSize};
 
 /// What a repository holds; backups by number.
@@ -165,6 +165,40 @@ fn what_lacks_wal_does_not_count_and_the_newest_that_does_not_stays() {
     assert_eq!(scene.try_plan(&last(1)).unwrap().notes, [Note::LacksWal(id(4))]);
 }
 
+/// A chain is one: from the newest that is wanted down to the full one, and what comes after it goes alone.
+#[test]
+fn p4_a_chain_stays_as_a_whole() {
+    let mut scene = Scene::new("1:5-85", vec![], daily(8));
+    for n in [2, 3, 4, 6, 7] {
+        scene.seal(n).parent = Some(id(n - 1));
+        scene.seal(n).kind = Kind::Incremental;
+    }
+    assert_eq!(scene.goes(&last(1)), (vec![1, 2, 3, 4, 5, 6, 7], "1:5-79".to_owned()));
+    assert_eq!(scene.goes(&last(2)), (vec![1, 2, 3, 4], "1:5-49".to_owned()));
+    assert_eq!(scene.reasons(&last(2), 5), [Keep::ParentOf(id(6))]);
+    scene.entry(3).kept = true;
+    assert_eq!(scene.goes(&last(1)), (vec![4, 5, 6, 7], "1:5-9".to_owned()));
+    assert_eq!(scene.reasons(&last(1), 2), [Keep::ParentOf(id(3))]);
+    // One that waits for its WAL, too, needs what it is based on.
+    let mut waiting = pending(9, at(1, 855), Some(at(1, 865)), true);
+    let BackupState::Pending(document) = &mut waiting.state else { unreachable!() };
+    let ready = document.ready.as_mut().unwrap();
+    (ready.kind, ready.parent) = (Kind::Incremental, Some(id(7)));
+    scene.backups.push(waiting);
+    assert_eq!(scene.goes(&last(1)).0, [4]);
+}
+
+#[test]
+fn what_lacks_its_base_does_not_count() {
+    let mut scene = Scene::new("1:5-45", vec![], daily(4));
+    scene.seal(4).parent = Some(id(77));
+    scene.seal(4).kind = Kind::Incremental;
+    assert_eq!(scene.goes(&last(1)), (vec![1, 2], "1:5-29".to_owned()));
+    assert_eq!(scene.reasons(&last(1), 3), [Keep::Newest, Keep::Last]);
+    assert_eq!(scene.try_plan(&last(1)).unwrap().notes, [Note::LacksParent(id(4))]);
+    assert!(!scene.coverage().windows().iter().any(|window| window.backups().contains(&id(4))));
+}
+
 #[test]
 fn behind_a_gap_only_what_its_backups_need_stays() {
     let mut scene = Scene::new("1:9-15 1:19-24 1:27-45", vec![], daily(4));
@@ -313,6 +347,7 @@ fn random(dice: &mut Dice) -> Scene {
         if let BackupState::Sealed(seal) = &mut entry.state {
             seal.stop_time = days_ago(dice.below(20) as i64 - 2);
             seal.parent = (n > 0 && dice.below(4) == 0).then(|| id(dice.below(u64::from(n)) as u32));
+            seal.kind = if seal.parent.is_some() { Kind::Incremental } else { Kind::Full };
         }
         entry.kept = dice.below(8) == 0;
         backups.push(entry);
@@ -371,6 +406,8 @@ fn p4_what_stays_can_be_restored_as_before() {
                 if let Some(seal) = entry.seal() {
                     assert_eq!(was.may_hold(start.lsn(), seal.stop), is.may_hold(start.lsn(), seal.stop), "{context}");
                     assert!(seal.parent.is_none_or(|parent| !gone.contains(&parent)), "{context}");
+                    let is_whole = |backups: &[BackupEntry]| chain(backups, seal).is_ok();
+                    assert_eq!(is_whole(&scene.backups), is_whole(&left.backups), "{context}");
                 }
             }
             for entry in scene.backups.iter().filter(|entry| gone.contains(&entry.id)) {

@@ -6,15 +6,17 @@ mod places;
 mod show;
 mod wal;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::combine::sizes;
 use super::configure::Source;
 use super::target::{Aim, Along, Near, Target};
 use super::unreachable::{Beside, Unreachable};
 use super::{Goal, Options, Owner, RestoreError};
-use crate::repository::{BackupEntry, BackupId, BackupState, Kind, NotUsable, Repository, Seal, Which};
+use crate::repository::{BackupEntry, BackupId, BackupState, NotUsable, Repository, Seal, Which};
 use crate::wal::Segment;
 pub use estimate::Estimate;
 pub(crate) use places::barrier;
@@ -29,6 +31,8 @@ pub struct Plan {
     version: u32,
     /// The backup.
     pub backup: Seal,
+    /// What it is based on, the newest first and the full one last; nothing if it stands alone.
+    pub based_on: Vec<BackupId>,
     /// The data directory.
     pub target: Place,
     /// In the order of their object ids.
@@ -154,7 +158,10 @@ fn plan_of(
     ask: &Ask<'_>,
     near: &mut Near,
 ) -> Result<Plan, RestoreError> {
-    let (backup, _held) = repository.hold(backup)?;
+    let (mut chain, _held) = repository.hold_chain(backup)?;
+    let sizes = if chain.len() > 1 { sizes(repository, &chain)? } else { HashMap::new() };
+    let based_on = chain.drain(1..).map(|seal| seal.id).collect();
+    let backup = chain.swap_remove(0);
     prove(repository, &backup)?;
     let (repo, program) = (absolute(repository.dir())?, absolute(&options.program)?);
     let disk = &**repository.disk();
@@ -164,7 +171,7 @@ fn plan_of(
     };
     let tablespaces = place_tablespaces(disk, &backup, &target, &options.mappings)?;
     check_apart(&repo, &target, &tablespaces)?;
-    let space = measure(repository, &backup, &target, &tablespaces)?;
+    let space = measure(repository, &backup, &sizes, &target, &tablespaces)?;
     check_owner(options.owner, &program, &repo)?;
     let mut notes = notes(repository, &backup, options)?;
     let (wal, gap) = plan_wal(&repository.archive(), &backup, ask, near, &mut notes)?;
@@ -175,6 +182,7 @@ fn plan_of(
     Ok(Plan {
         version: 1,
         backup,
+        based_on,
         target,
         tablespaces,
         wal,
@@ -205,9 +213,6 @@ impl Plan {
 /// The proof of the backup's WAL, again, and what else can be seen without reading the data files.
 fn prove(repository: &Repository, backup: &Seal) -> Result<(), RestoreError> {
     let id = backup.id;
-    if backup.kind != Kind::Full {
-        return Err(RestoreError::Incremental(id));
-    }
     let content = |source| RestoreError::Content { id, source };
     let _histories = repository.check_histories(backup).map_err(content)?;
     let archive = repository.archive();

@@ -1,6 +1,6 @@
 //! Where the files are to lie, whether there is room, and who is to own them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use super::super::{Mapping, Owner, RestoreError};
 use super::{PlannedWal, delta};
 use crate::disk::{Disk, EntryKind};
-use crate::repository::{Repository, Seal};
+use crate::repository::{Kind, Repository, Seal};
 
 /// A directory that is to be filled.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -143,6 +143,7 @@ fn existing(path: &Path) -> &Path {
 pub(super) fn measure(
     repository: &Repository,
     backup: &Seal,
+    sizes: &HashMap<Option<u32>, u64>,
     target: &Place,
     tablespaces: &[PlannedTablespace],
 ) -> Result<Vec<Space>, RestoreError> {
@@ -155,7 +156,11 @@ pub(super) fn measure(
         let there = existing(path);
         let meta = std::fs::metadata(there).map_err(|source| RestoreError::Path { path: there.to_owned(), source })?;
         let (_, sum) = needed.entry(meta.dev()).or_insert_with(|| (path.clone(), 0));
-        *sum = sum.saturating_add(archive.file.unpacked.unwrap_or(archive.file.size));
+        let stored = archive.file.unpacked.unwrap_or(archive.file.size);
+        *sum = sum.saturating_add(match backup.kind {
+            Kind::Full => stored,
+            Kind::Incremental => sizes.get(&archive.tablespace).copied().unwrap_or_default(),
+        });
     }
     let places = [target].into_iter().chain(tablespaces.iter().filter_map(|tablespace| tablespace.new.as_ref()));
     for place in places.filter(|place| place.filled) {

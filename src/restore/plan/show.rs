@@ -13,6 +13,10 @@ impl fmt::Display for Plan {
         if !backup.label.is_empty() {
             writeln!(f, "label       {}", backup.label.escape_debug())?;
         }
+        for (index, id) in self.based_on.iter().enumerate() {
+            let full = index + 1 == self.based_on.len();
+            writeln!(f, "based on    {id} ({})", if full { "full" } else { "incremental" })?;
+        }
         let state = |place: &Place| match place {
             Place { filled: true, .. } => "what differs is rewritten, what is not in the backup is removed",
             Place { exists: true, .. } => "empty",
