@@ -7,7 +7,7 @@ use walhold::archive::WalName;
 use walhold::disk::simulated::{Call, Fault};
 use walhold::disk::{BLOCK, Disk, Simulated, Trouble};
 use walhold::repository::{
-    BackupId, BackupState, ExpireError, PENDING_LIMIT, Policy, Repository, RepositoryError, Seal,
+    BackupId, BackupState, ExpireError, Kind, PENDING_LIMIT, Policy, Repository, RepositoryError, Seal,
 };
 use walhold::wal::{History, Segment};
 
@@ -15,14 +15,14 @@ use super::repository::{add_file, create, ends, is_whole, now, open, path, pendi
 use super::world::{SIZE, START, SYSTEM, at, content, seed, size};
 use crate::wal::Log;
 
-/// Four backups with WAL between them, the second based on the first and the fourth on the third; and
-/// one that was given up long ago.
+/// Five backups with WAL between them, the second based on the first and the third on the second, and the fifth on the
+/// fourth; and one that was given up long ago.
 fn made() -> (Simulated, Vec<BackupId>) {
     let disk = Simulated::new(BLOCK);
     let repository = create(&disk).unwrap();
     let mut log = Log::new(START, SIZE, 1, SYSTEM);
     let mut stretches = Vec::new();
-    for _backup in 0..4 {
+    for _backup in 0..5 {
         log.record(10, 0, &vec![3; 900_000]);
         let start = log.next_record();
         log.record(0, 0x10, &[1; 90]);
@@ -44,8 +44,9 @@ fn made() -> (Simulated, Vec<BackupId>) {
             add_file(&disk, &folder, "base.tar", &[7; 70_000]).unwrap(),
             add_file(&disk, &folder, Seal::MANIFEST, &[9; 700]).unwrap(),
         ];
-        let parent = ids.last().copied().filter(|_| ids.len() % 2 == 1);
-        let seal = Seal { parent, ..seal_of(id, start, stop, files) };
+        let parent = ids.last().copied().filter(|_| ids.len() != 3);
+        let kind = if parent.is_some() { Kind::Incremental } else { Kind::Full };
+        let seal = Seal { parent, kind, ..seal_of(id, start, stop, files) };
         folder.write_pending(&pending_of(id, start, Some(seal.clone()))).unwrap();
         let (proof, durable) = prove(&repository, &seal).unwrap();
         folder.seal(seal, &proof, &durable).unwrap();
@@ -75,9 +76,7 @@ fn all_are_whole(disk: &Simulated) -> Result<Vec<BackupId>, Box<dyn Error>> {
         match &entry.state {
             BackupState::Sealed(seal) => {
                 is_whole(&repository, disk, seal).map_err(|e| format!("backup {}: {e}", entry.id))?;
-                if seal.parent.is_some_and(|parent| entries.iter().all(|other| other.id != parent)) {
-                    return Err(format!("backup {} has lost its parent", entry.id).into());
-                }
+                repository.chain(seal)?;
                 sealed.push(entry.id);
             }
             BackupState::Pending(_) => {}
@@ -112,8 +111,8 @@ fn p4_an_expire_is_cut_off_anywhere() {
     let (disk, ids) = made();
     assert_eq!(all_are_whole(&disk).unwrap(), ids);
     open(&disk).unwrap().expire(&last(1), now()).unwrap();
-    // The fourth is based on the third.
-    let kept = &ids[2..];
+    // The fifth is based on the fourth.
+    let kept = &ids[3..];
     is_done(&disk, kept).unwrap();
     let operations = disk.operations();
     assert!(operations > 15, "{operations}");
@@ -145,7 +144,7 @@ fn p4_an_expire_that_goes_on_is_cut_off_anywhere() {
                 all_are_whole(&found).unwrap_or_else(|e| panic!("{e}\n  {found:?}\n  again: WALHOLD_SEED={}", seed()));
             }
         }
-        is_done(&killed, &ids[2..]).unwrap();
+        is_done(&killed, &ids[3..]).unwrap();
     }
 }
 
@@ -180,7 +179,7 @@ fn p4_a_failing_expire_takes_nothing_needed() {
             for found in disk.crash_images(seed() ^ nth as u64, 3).chain([disk.after(disk.operations())]) {
                 all_are_whole(&found).unwrap_or_else(|e| panic!("{call:?} {nth}: {failed}, and {e}\n  {found:?}"));
                 open(&found).unwrap().expire(&last(1), now()).unwrap();
-                is_done(&found, &ids[2..]).unwrap_or_else(|e| panic!("{call:?} {nth}: {failed}, and {e}\n  {found:?}"));
+                is_done(&found, &ids[3..]).unwrap_or_else(|e| panic!("{call:?} {nth}: {failed}, and {e}\n  {found:?}"));
             }
         }
     }
@@ -191,9 +190,9 @@ fn p4_a_failing_expire_takes_nothing_needed() {
 fn p4_what_is_in_use_stays() {
     let (disk, ids) = made();
     let repository = open(&disk).unwrap();
-    let (_seal, held) = repository.hold(ids[1]).unwrap();
+    let (_seal, held) = repository.hold(ids[2]).unwrap();
     let plan = repository.plan_expire(&last(1), now()).unwrap();
-    assert_eq!(plan.removed().count(), 1, "the second, with its parent, is read");
+    assert_eq!(plan.removed().count(), 1, "the third, with all it is based on, is read");
     repository.expire(&last(1), now()).unwrap();
     assert_eq!(all_are_whole(&disk).unwrap(), ids);
     drop(held);
@@ -205,12 +204,12 @@ fn p4_what_is_in_use_stays() {
     let folder = repository.begin_backup("2026-11-02T00:00:00Z".parse().unwrap()).unwrap();
     folder.write_pending(&pending_of(folder.id(), at(START + SIZE), None)).unwrap();
     repository.expire(&last(1), now()).unwrap();
-    assert_eq!(all_are_whole(&disk).unwrap(), ids[2..]);
+    assert_eq!(all_are_whole(&disk).unwrap(), ids[3..]);
     let listing = repository.archive().list().unwrap();
     assert_eq!(listing.runs(at(0).tli())[0].first.no(), START / SIZE + 1);
     drop(folder);
     repository.expire(&last(1), now()).unwrap();
-    is_done(&disk, &ids[2..]).unwrap();
+    is_done(&disk, &ids[3..]).unwrap();
     assert!(repository.hold(ids[0]).is_err());
 }
 
@@ -228,14 +227,19 @@ fn a_mark_survives_a_power_cut() {
             let kept = repository.backup(ids[0]).unwrap().unwrap().kept;
             assert!(kept || k < marked, "{found:?}");
             repository.expire(&last(1), now()).unwrap();
-            let expected = if kept { vec![ids[0], ids[2], ids[3]] } else { ids[2..].to_vec() };
+            let expected = if kept { vec![ids[0], ids[3], ids[4]] } else { ids[3..].to_vec() };
             assert_eq!(all_are_whole(&found).unwrap(), expected);
         }
     }
+    // The mark of a child keeps what that is based on.
     repository.mark(format!("{}", ids[0]).parse().unwrap(), false).unwrap();
+    repository.mark(format!("{}", ids[2]).parse().unwrap(), true).unwrap();
+    repository.expire(&last(1), now()).unwrap();
+    assert_eq!(all_are_whole(&disk).unwrap(), ids);
+    repository.mark(format!("{}", ids[2]).parse().unwrap(), false).unwrap();
     repository.expire(&last(1), now()).unwrap();
     for found in disk.crash_images(seed(), 3) {
-        is_done(&found, &ids[2..]).unwrap();
+        is_done(&found, &ids[3..]).unwrap();
     }
     disk.fail(Call::SyncDir, disk.calls(Call::SyncDir) + 1, Fault::Io);
     let failed = repository.mark("latest".parse().unwrap(), true).unwrap_err();
@@ -261,5 +265,5 @@ fn what_is_not_known_keeps_everything() {
     assert!(matches!(&refused, ExpireError::Undecided(_)), "{refused}");
     disk.remove_tree(&repository.backup_dir(ids[0])).unwrap();
     repository.expire(&last(1), now()).unwrap();
-    assert_eq!(all_are_whole(&disk).unwrap(), ids[2..]);
+    assert_eq!(all_are_whole(&disk).unwrap(), ids[3..]);
 }

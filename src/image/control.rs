@@ -272,6 +272,8 @@ mod tests {
                 max_prepared_transactions: 5,
                 max_locks_per_transaction: 77,
                 wal_level: WalLevel::Logical,
+                block_size: 8192,
+                relation_segment: 131_072,
                 segment_size: SegmentSize::new(mib << 20).unwrap(),
                 data_checksum_version: checksums,
             };
