@@ -76,6 +76,8 @@ impl Scene {
             which: Which::Latest,
             target: self.top.path().join("data"),
             mappings: Vec::new(),
+            delta: false,
+            along: crate::restore::Along::Latest,
             owner: rustix::process::geteuid().is_root().then_some(Owner { user: 65534, group: 65534 }),
             goal: Goal::EndOfWal,
             program: "/bin/true".into(),
