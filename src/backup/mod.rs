@@ -7,6 +7,7 @@
 mod copy;
 mod error;
 mod run;
+mod steps;
 mod wal;
 
 use std::time::Duration;
