@@ -30,7 +30,11 @@ pub async fn backup(
     tell: &mut impl FnMut(Event),
 ) -> Result<Sealed, BackupError> {
     upstream.check(&repository.archive())?;
-    Run::new(repository, upstream, options, stop).streamed(tell).await
+    let mut run = Run::new(repository, upstream, options, stop);
+    match &options.low_level {
+        None => run.streamed(tell).await,
+        Some(way) => run.low_level(way, tell).await,
+    }
 }
 
 impl<'a> Run<'a> {
@@ -81,7 +85,7 @@ impl<'a> Run<'a> {
         config_files: ConfigFiles,
         tell: &mut impl FnMut(Event),
     ) -> Result<Ready, BackupError> {
-        let pending = self.pending(folder.id(), started.start);
+        let pending = self.pending(folder.id(), Method::Streamed, started.start);
         folder.write_pending(&pending)?;
         drop(claim);
         let estimate = started.tablespaces.iter().try_fold(0_u64, |sum, row| Some(sum.saturating_add(row.size_kb?)));

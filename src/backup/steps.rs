@@ -159,13 +159,13 @@ impl<'a> Run<'a> {
         ServerVersion { number: version.num(), text }
     }
 
-    pub(super) fn pending(&self, id: BackupId, start: Pos) -> Pending {
+    pub(super) fn pending(&self, id: BackupId, method: Method, start: Pos) -> Pending {
         Pending {
             id,
             label: self.options.label.clone(),
             system_identifier: self.system_id,
             server_version: self.server_version(),
-            method: Method::Streamed,
+            method,
             start,
             stop: None,
             ready: None,
@@ -262,6 +262,7 @@ impl<'a> Run<'a> {
             server_version: self.server_version(),
             segment_size: self.archive.size().bytes(),
             method,
+            place: None,
             start,
             stop,
             start_time: self.start_time,

@@ -279,6 +279,7 @@ impl From<BackupError> for Failure {
             | BackupError::Names(_)
             | BackupError::Manifest(_)
             | BackupError::Label(_)
+            | BackupError::Map(_)
             | BackupError::Control(_)
             | BackupError::Lacks(_)
             | BackupError::Contradiction(_) => failure.hint("is it a PostgreSQL server? Nothing was kept"),
@@ -291,7 +292,17 @@ impl From<BackupError> for Failure {
             BackupError::NotProven(_) => {
                 failure.exit(Exit::NotUsable).hint("nothing was kept; walhold verify shows the damage in the archive")
             }
-            BackupError::Stopped => failure.hint("nothing was kept"),
+            BackupError::Sql(e) => (*e).into(),
+            BackupError::Command(_) => failure.hint(
+                "nothing was kept; let it end with 0 where an error is none, as: rsync ... || [ $? -eq 24 ]",
+            ),
+            BackupError::Copy(_) => failure.hint("nothing was kept; the command must copy the whole data directory into $WALHOLD_TARGET, and tablespaces into $WALHOLD_TABLESPACE_TARGET/OID"),
+            BackupError::ControlOfStandby(_) => failure.hint(
+                "grant the role pg_read_server_files, and EXECUTE on pg_read_binary_file(text), or run this where the standby's files are; or back up the primary",
+            ),
+            BackupError::SnapshotOfStandby => failure.hint("record it by the primary, or use --external without --atomic-snapshot"),
+            BackupError::LineEnd(_) | BackupError::NotText(_) => failure.hint("use walhold backup without --copy-command"),
+            BackupError::NotCopied | BackupError::Stopped => failure.hint("nothing was kept"),
             BackupError::Seal(_) | BackupError::Compress(_) | BackupError::Thread(_) | BackupError::SlotName(_) => {
                 failure.hint("please report this")
             }

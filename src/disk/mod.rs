@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::time::SystemTime;
 
 pub use buffer::AlignedBuf;
 pub use error::{DiskError, Trouble};
@@ -70,6 +71,8 @@ pub struct Meta {
     pub kind: EntryKind,
     /// Permission bits.
     pub mode: u32,
+    /// When its content last changed.
+    pub modified: SystemTime,
 }
 
 /// An open file. Errors carry the path.

@@ -276,7 +276,8 @@ impl Disk for Real {
         match fs::metadata(path) {
             Ok(meta) => {
                 let mode = meta.permissions().mode() & 0o7777;
-                Ok(Some(Meta { len: meta.len(), kind: kind_of(meta.file_type()), mode }))
+                let modified = meta.modified().map_err(wrong("examine", path))?;
+                Ok(Some(Meta { len: meta.len(), kind: kind_of(meta.file_type()), mode, modified }))
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(DiskError::new("examine", path, e)),

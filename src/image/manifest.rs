@@ -3,9 +3,11 @@
 
 mod algorithm;
 mod comparison;
+mod write;
 
 pub use algorithm::{Checksum, Hasher, ManifestAlgorithm, UnknownAlgorithm};
 pub use comparison::{Compared, Comparison, Difference};
+pub use write::ManifestWriter;
 
 use std::fmt;
 

@@ -13,17 +13,21 @@
 //! [`Comparison::check`] says whether what was laid out is what the server sent.
 
 mod control;
+mod fit;
 mod label;
+mod left_out;
 mod manifest;
 mod names;
 mod path;
 mod tar;
 
 pub use control::{ClusterState, ControlError, ControlFile, WalLevel};
+pub use fit::Misfit;
 pub use label::{BackupLabel, BackupMethod, BackupSource, LabelError, Tablespace, TablespaceMap, TablespaceMapError};
+pub use left_out::{emptied, holds_data, is_left_out, is_of_database, relations_left_out};
 pub use manifest::{
     Checksum, Compared, Comparison, Difference, Hasher, Manifest, ManifestAlgorithm, ManifestError, ManifestFile,
-    UnknownAlgorithm, WalRange,
+    ManifestWriter, UnknownAlgorithm, WalRange,
 };
 pub use names::{NameClash, Names};
 pub use path::{BadPath, MemberPath, PathFault};

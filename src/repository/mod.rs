@@ -7,6 +7,7 @@
 
 mod catalogue;
 mod contents;
+mod copied;
 mod coverage;
 mod documents;
 mod drills;
@@ -26,7 +27,9 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 pub use catalogue::{BackupEntry, BackupState, NotUsable, Which};
-pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, ReadError};
+pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, ReadError, Said};
+pub use copied::TreeError;
+pub(crate) use copied::{Found, is_real_dir, list_tree, roots};
 pub use coverage::{Coverage, Gap, Island, Path as WalPath, Range, Stretch, Window, WindowEnd};
 pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,

@@ -433,7 +433,7 @@ impl<'a> Deciding<'a> {
                 (None, BackupState::Pending(pending)) if pending.ready.is_some() => Verdict::Remove(Remove::WalLost),
                 (None, _) => Verdict::Remove(Remove::GivenUp),
             };
-            let bytes = entry.seal().map(|seal| seal.files.iter().map(|file| file.size).sum());
+            let bytes = entry.seal().map(Seal::stored_bytes);
             Decision { id: entry.id, verdict, bytes }
         };
         let backups = self.backups.iter().map(decision).collect();

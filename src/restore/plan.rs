@@ -233,16 +233,16 @@ fn measure(
     target: &Place,
     tablespaces: &[PlannedTablespace],
 ) -> Result<Vec<Space>, RestoreError> {
-    let archives = backup.archives().map_err(|source| RestoreError::Content { id: backup.id, source })?;
+    let contents = repository.contents(backup).map_err(|source| RestoreError::Content { id: backup.id, source })?;
     // By the device's number.
     let mut needed: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
-    for archive in archives {
-        let planned = tablespaces.iter().find(|planned| Some(planned.oid) == archive.tablespace);
+    for (tablespace, size) in contents.sizes() {
+        let planned = tablespaces.iter().find(|planned| Some(planned.oid) == tablespace);
         let path = planned.and_then(|planned| planned.new.as_ref()).map_or(&target.path, |place| &place.path);
         let there = existing(path);
         let meta = std::fs::metadata(there).map_err(|source| RestoreError::Path { path: there.to_owned(), source })?;
         let (_, sum) = needed.entry(meta.dev()).or_insert_with(|| (path.clone(), 0));
-        *sum = sum.saturating_add(archive.file.unpacked.unwrap_or(archive.file.size));
+        *sum = sum.saturating_add(size);
     }
     let mut all = Vec::new();
     for (path, needed) in needed.into_values() {

@@ -128,8 +128,8 @@ fn complete(backup: BackupStatus, seal: &Seal, windows: &[WindowStatus], reader:
     BackupStatus {
         label: Some(seal.label.clone()),
         times: Some([seal.start_time, seal.stop_time]),
-        data_bytes: Some(seal.manifest.bytes),
-        stored_bytes: Some(seal.files.iter().map(|file| file.size).sum()),
+        data_bytes: seal.data_bytes(),
+        stored_bytes: Some(seal.stored_bytes()),
         held: !reader.lacks_wal(seal.id),
         window_end: ends.max_by_key(|end| (end.pos.tli(), end.pos.lsn())),
         ..backup

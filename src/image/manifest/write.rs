@@ -1,0 +1,121 @@
+//! A manifest of our own, in the form in which a server writes one (`backup_manifest.c`), for a copy that
+//! no server made.
+
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use super::{CHECKSUM_KEY, CLOSING, ManifestFile, WalRange};
+
+/// Servers from this major version on name the cluster.
+const NAMES_CLUSTER: u32 = 17;
+
+/// Takes the files one by one.
+#[derive(Debug)]
+pub struct ManifestWriter {
+    text: Vec<u8>,
+    files: u64,
+    bytes: u64,
+}
+
+impl ManifestWriter {
+    /// For a server of that major version.
+    pub fn new(major: u32, system_identifier: u64) -> Self {
+        let cluster = format!("\"System-Identifier\": {system_identifier},\n");
+        let (version, cluster) = if major >= NAMES_CLUSTER { (2, cluster) } else { (1, String::new()) };
+        let head = format!("{{ \"PostgreSQL-Backup-Manifest-Version\": {version},\n{cluster}\"Files\": [");
+        Self { text: head.into_bytes(), files: 0, bytes: 0 }
+    }
+
+    /// The next file, and when its content last changed.
+    pub fn add(&mut self, file: &ManifestFile, modified: Timestamp) {
+        let path = match file.path.as_str() {
+            Some(text) => format!("\"Path\": {}", serde_json::Value::from(text)),
+            None => {
+                let hex: String = file.path.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("\"Encoded-Path\": \"{hex}\"")
+            }
+        };
+        let checksum = file.checksum.as_ref().map(|checksum| {
+            format!(", \"Checksum-Algorithm\": \"{}\", \"Checksum\": \"{checksum}\"", checksum.algorithm())
+        });
+        let (size, checksum) = (file.size, checksum.unwrap_or_default());
+        let modified = modified.strftime("%Y-%m-%d %H:%M:%S GMT");
+        let comma = if self.files == 0 { "" } else { "," };
+        let line = format!("{comma}\n{{ {path}, \"Size\": {size}, \"Last-Modified\": \"{modified}\"{checksum} }}");
+        self.text.extend_from_slice(line.as_bytes());
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(size);
+    }
+
+    /// Bytes of the manifest so far.
+    pub fn size(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Files so far, and their bytes.
+    pub const fn listed(&self) -> (u64, u64) {
+        (self.files, self.bytes)
+    }
+
+    /// The manifest, with its own checksum.
+    pub fn finish(mut self, wal: WalRange) -> Vec<u8> {
+        let WalRange { tli, start, end } = wal;
+        let range = format!("{{ \"Timeline\": {tli}, \"Start-LSN\": \"{start}\", \"End-LSN\": \"{end}\" }}");
+        self.text.extend_from_slice(format!("\n],\n\"WAL-Ranges\": [\n{range}\n],").as_bytes());
+        let covered = CHECKSUM_KEY.get(..1).unwrap_or_default();
+        let sum = Sha256::new().chain_update(&self.text).chain_update(covered).finalize();
+        self.text.extend_from_slice(CHECKSUM_KEY);
+        self.text.extend(sum.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()));
+        self.text.extend_from_slice(CLOSING);
+        self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Hasher, Manifest, ManifestAlgorithm, MemberPath};
+    use crate::wal::{Lsn, TimelineId};
+
+    fn file(name: &[u8], content: &[u8], algorithm: ManifestAlgorithm) -> ManifestFile {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(content);
+        let path = MemberPath::new(name).unwrap();
+        ManifestFile { path, size: content.len() as u64, checksum: hasher.finish() }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let time: Timestamp = "2026-11-22T11:57:49Z".parse().unwrap();
+        let wal = WalRange { tli: TimelineId::FIRST, start: Lsn::new(0x200_0028), end: Lsn::new(0x200_0100) };
+        let files = [
+            file(b"a\"b\\\n", b"x", ManifestAlgorithm::Sha512),
+            file(b"base/1/1247", b"abc", ManifestAlgorithm::Crc32c),
+            file(b"odd\xe9", b"", ManifestAlgorithm::None),
+        ];
+        for (major, version, cluster) in [(13, 1, None), (16, 1, None), (17, 2, Some(u64::MAX))] {
+            let mut writer = ManifestWriter::new(major, u64::MAX);
+            files.iter().for_each(|file| writer.add(file, time));
+            assert_eq!(writer.listed(), (3, 4));
+            let manifest = Manifest::parse(&writer.finish(wal)).unwrap();
+            assert_eq!((manifest.version(), manifest.system_identifier()), (version, cluster));
+            assert_eq!(manifest.files(), files);
+            assert_eq!(manifest.wal_ranges(), [wal]);
+        }
+    }
+
+    #[test]
+    fn its_lines_are_those_of_a_server() {
+        let mut writer = ManifestWriter::new(15, 1);
+        writer.add(&file(b"base/1/1247", b"abc", ManifestAlgorithm::Crc32c), "2026-11-22T11:57:49Z".parse().unwrap());
+        let wal = WalRange { tli: TimelineId::FIRST, start: Lsn::new(0x200_0028), end: Lsn::new(0x200_0100) };
+        let text = String::from_utf8(writer.finish(wal)).unwrap();
+        let (body, sum) = text.split_once("\"Manifest-Checksum\"").unwrap();
+        let expected = crate::image::manifest::tests::version_1(
+            r#"{ "Path": "base/1/1247", "Size": 3, "Last-Modified": "2026-11-22 11:57:49 GMT", "Checksum-Algorithm": "CRC32C", "Checksum": "b73f4b36" }"#,
+            r#"{ "Timeline": 1, "Start-LSN": "0/2000028", "End-LSN": "0/2000100" }"#,
+        );
+        assert_eq!(body, expected);
+        assert!(sum.starts_with(": \"") && sum.ends_with("\"}\n"));
+    }
+}
