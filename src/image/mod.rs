@@ -12,15 +12,18 @@
 //! digests each file, [`Comparison`] collects the digests, and when the manifest is there
 //! [`Comparison::check`] says whether what was laid out is what the server sent.
 
+mod agreement;
 mod control;
 mod fit;
 mod label;
 mod left_out;
 mod manifest;
 mod names;
+mod pass;
 mod path;
 mod tar;
 
+pub use agreement::agreement;
 pub use control::{ClusterState, ControlError, ControlFile, WalLevel};
 pub use fit::Misfit;
 pub use label::{BackupLabel, BackupMethod, BackupSource, LabelError, Tablespace, TablespaceMap, TablespaceMapError};
@@ -30,8 +33,9 @@ pub use manifest::{
     ManifestWriter, UnknownAlgorithm, WalRange,
 };
 pub use names::{NameClash, Names};
+pub use pass::{ArchivePass, PassError};
 pub use path::{BadPath, MemberPath, PathFault};
-pub use tar::{FeedError, Member, MemberKind, TarEnd, TarError, TarEvent, TarReader};
+pub use tar::{Added, FeedError, Member, MemberKind, TarEdit, TarEnd, TarError, TarEvent, TarReader};
 
 #[cfg(test)]
 mod captured {

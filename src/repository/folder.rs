@@ -8,11 +8,10 @@ use thiserror::Error;
 
 use super::catalogue::{PENDING, SEAL};
 use super::{
-    BackupId, ContentError, Method, Pending, Repository, RepositoryError, Seal, SegmentRange, publish, read_bounded,
-    remove_if_there,
+    BackupId, ContentError, Method, Pending, Repository, RepositoryError, Seal, SegmentRange, publish, remove_if_there,
 };
 use crate::archive::{Durable, Proof};
-use crate::disk::{Access, DiskError, Lock, Trouble};
+use crate::disk::{Access, DiskError, Lock, Trouble, read_bounded};
 use crate::image::Manifest;
 use crate::wal::{Lsn, Pos};
 

@@ -12,14 +12,12 @@ use jiff::Timestamp;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::disk::{Access, AlignedBuf, Disk, DiskError, EntryKind, Trouble};
+use crate::disk::{Access, AlignedBuf, Disk, DiskError, EntryKind, Trouble, read_bounded};
 use crate::image::{
     BackupLabel, BadPath, ControlError, ControlFile, Hasher, Manifest, ManifestAlgorithm, ManifestFile, ManifestWriter,
     MemberPath, Misfit, TablespaceMap, WalRange, emptied, holds_data, is_left_out, is_of_database, relations_left_out,
 };
-use crate::repository::{
-    Found, Modes, Seal, SealedFile, Sha256Sum, TreeError, is_real_dir, list_tree, read_bounded, roots,
-};
+use crate::repository::{Found, Modes, Seal, SealedFile, Sha256Sum, TreeError, is_real_dir, list_tree, roots};
 use crate::wal::Pos;
 
 /// How much is read at a time.

@@ -20,12 +20,10 @@ use tokio::task::spawn_blocking;
 use super::steps::{Ready, Run, WAL_CHECKED, milliseconds, unless_stopped};
 use super::wal::Wal;
 use super::{BackupError, Event};
-use crate::disk::Lock;
+use crate::disk::{Lock, read_bounded};
 use crate::image::{BackupLabel, BackupSource, ControlFile, TablespaceMap};
 use crate::protocol::SlotName;
-use crate::repository::{
-    BackupFolder, BackupId, ConfigFiles, Method, Seal, Sealed, SealedManifest, SealedTablespace, read_bounded,
-};
+use crate::repository::{BackupFolder, BackupId, ConfigFiles, Method, Seal, Sealed, SealedManifest, SealedTablespace};
 use crate::wal::Pos;
 use command::Running;
 use copy::{Copy, Known, Taken};
