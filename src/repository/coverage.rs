@@ -320,7 +320,9 @@ impl Coverage {
         };
         coverage.gaps = coverage.find_gaps();
         coverage.islands = coverage.find_islands(&seals);
-        coverage.windows = coverage.find_windows(&seals);
+        let untested = |seal: &&Seal| backups.iter().any(|entry| entry.id == seal.id && entry.untested);
+        let tested: Vec<&Seal> = seals.iter().copied().filter(|seal| !untested(seal)).collect();
+        coverage.windows = coverage.find_windows(&tested);
         let held = |seal: &&&Seal| !coverage.may_hold(seal.start.lsn(), seal.stop);
         coverage.unheld = seals.iter().filter(held).map(|seal| seal.id).collect();
         coverage

@@ -175,6 +175,8 @@ pub enum Note {
     ClockWentBack(BackupId, Time),
     /// This backup lacks WAL: it does not count as one of the last.
     LacksWal(BackupId),
+    /// No drill of this snapshot has passed: it does not count as one of the last.
+    Untested(BackupId),
 }
 
 impl fmt::Display for Note {
@@ -195,6 +197,9 @@ impl fmt::Display for Note {
                 "backup {id} says that it ended at {time}, before an older one: the older one's time counts, \
                  and more stays than is asked for"
             ),
+            Self::Untested(id) => {
+                write!(f, "snapshot {id} does not count as one of the last, for no drill of it has passed")
+            }
             Self::LacksWal(id) => {
                 write!(
                     f,
@@ -278,8 +283,10 @@ pub fn plan(
 struct Held<'a> {
     seal: &'a Seal,
     marked: bool,
-    /// Whether its WAL is there, as far as names tell.
+    /// Whether its WAL is there, as far as names tell, and it counts as a backup.
     usable: bool,
+    /// Whether it only lacks a drill for that.
+    untested: bool,
     /// When it ended, or one before it in the order if that says it ended later: whichever clock was
     /// wrong, it counts as newer rather than older.
     ended: Timestamp,
@@ -298,11 +305,11 @@ struct Deciding<'a> {
 
 impl<'a> Deciding<'a> {
     fn new(coverage: &'a Coverage, backups: &'a [BackupEntry], policy: &'a Policy, now: Timestamp) -> Self {
-        let mut sealed: Vec<_> = backups.iter().filter_map(|entry| Some((entry.kept, entry.seal()?))).collect();
+        let mut sealed: Vec<_> = backups.iter().filter_map(|entry| Some((entry, entry.seal()?))).collect();
         sealed.sort_by_key(|(_, seal)| (seal.start.tli(), seal.start.lsn(), seal.id));
         let mut latest = Timestamp::MIN;
         let mut notes = Vec::new();
-        let held = sealed.into_iter().map(|(marked, seal)| {
+        let held = sealed.into_iter().map(|(entry, seal)| {
             let stop_time = seal.stop_time.0;
             if stop_time < latest {
                 notes.push(Note::ClockWentBack(seal.id, seal.stop_time));
@@ -311,14 +318,17 @@ impl<'a> Deciding<'a> {
                 notes.push(Note::FromTheFuture(seal.id, seal.stop_time));
             }
             latest = latest.max(stop_time);
-            let usable = coverage.may_hold(seal.start.lsn(), seal.stop);
-            Held { seal, marked, usable, ended: latest }
+            let whole = coverage.may_hold(seal.start.lsn(), seal.stop);
+            let (usable, untested) = (whole && !entry.untested, whole && entry.untested);
+            Held { seal, marked: entry.kept, usable, untested, ended: latest }
         });
         let sealed: Vec<_> = held.collect();
         if policy.window.is_none() {
             notes.clear();
         }
-        notes.extend(sealed.iter().filter(|held| !held.usable).map(|held| Note::LacksWal(held.seal.id)));
+        notes.extend(sealed.iter().filter(|held| held.untested).map(|held| Note::Untested(held.seal.id)));
+        let lacks = sealed.iter().filter(|held| !held.usable && !held.untested);
+        notes.extend(lacks.map(|held| Note::LacksWal(held.seal.id)));
         Self { coverage, backups, policy, now, sealed, kept: BTreeMap::new(), notes }
     }
 

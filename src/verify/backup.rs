@@ -1,8 +1,8 @@
 //! One sealed backup: its WAL and its files, each read by itself.
 
 use super::{Checked, VerifyEvent};
-use crate::image::TarEvent;
-use crate::repository::{ContentsRead, ReadError, Repository, Seal};
+use crate::image::{Compared, TarEvent};
+use crate::repository::{ReadError, Repository, Seal};
 
 /// The WAL of a backup was whole.
 pub(super) struct WalProven {
@@ -10,8 +10,8 @@ pub(super) struct WalProven {
     history_files: u64,
 }
 
-/// The files of a backup were as its seal and manifest say.
-pub(super) struct FilesRead(ContentsRead);
+/// The files of a backup were as its seal and manifest say; of data that lies elsewhere none was read.
+pub(super) struct FilesRead(Compared);
 
 /// Bytes that will be read for a backup.
 pub(super) fn bytes(seal: &Seal) -> u64 {
@@ -32,6 +32,9 @@ pub(super) fn wal(repository: &Repository, seal: &Seal, tell: &dyn Fn(VerifyEven
 
 /// Reads the files of a backup; the first thing that is wrong as text.
 pub(super) fn files(repository: &Repository, seal: &Seal, tell: &dyn Fn(VerifyEvent)) -> Result<FilesRead, String> {
+    if !seal.method.holds_data() {
+        return repository.said(seal).map(|_| FilesRead(Compared::default())).map_err(|e| e.to_string());
+    }
     let contents = repository.contents(seal).map_err(|e| e.to_string())?;
     let read = contents.read(&mut |_, event: &TarEvent<'_>| {
         if let TarEvent::Data(data) = event {
@@ -39,7 +42,7 @@ pub(super) fn files(repository: &Repository, seal: &Seal, tell: &dyn Fn(VerifyEv
         }
         Ok::<_, std::convert::Infallible>(())
     });
-    read.map(FilesRead).map_err(|e| match e {
+    read.map(|read| FilesRead(read.compared)).map_err(|e| match e {
         ReadError::Content(e) => e.to_string(),
         ReadError::Seen(never) => match never {},
     })
@@ -47,8 +50,11 @@ pub(super) fn files(repository: &Repository, seal: &Seal, tell: &dyn Fn(VerifyEv
 
 /// What a verdict rests on.
 pub(super) fn checked(seal: &Seal, wal: &WalProven, files: &FilesRead) -> Checked {
-    let compared = &files.0.compared;
+    let compared = &files.0;
     let mut not_checked = Vec::new();
+    if !seal.method.holds_data() {
+        not_checked.push("the data, which does not lie in the repository".to_owned());
+    }
     if compared.by_checksum < compared.files {
         let without = compared.files - compared.by_checksum;
         not_checked.push(format!("the content of {without} files, for which the manifest has no checksum"));
@@ -61,6 +67,7 @@ pub(super) fn checked(seal: &Seal, wal: &WalProven, files: &FilesRead) -> Checke
         folder_bytes: seal.files.iter().map(|file| file.size).sum(),
         segments: wal.segments,
         history_files: wal.history_files,
+        place: seal.place.clone(),
         not_checked,
     }
 }

@@ -145,6 +145,7 @@ fn verdict(
 ) -> Verdict {
     match &entry.state {
         BackupState::Sealed(seal) => match outcomes.backup(number()) {
+            Ok((wal, files)) if entry.untested => Verdict::Untested { checked: backup::checked(seal, &wal, &files) },
             Ok((wal, files)) => Verdict::Usable { checked: backup::checked(seal, &wal, &files) },
             Err(reason) => Verdict::NotUsable { reason },
         },

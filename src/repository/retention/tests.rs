@@ -92,7 +92,13 @@ fn pending(n: u32, start: Pos, stop: Option<Pos>, ready: bool) -> BackupEntry {
     let Seal { label, system_identifier, server_version, method, .. } = seal.clone();
     let ready = ready.then(|| Box::new(Seal { stop_time: days_ago(3), ..seal }));
     let state = Pending { id: id(n), label, system_identifier, server_version, method, start, stop, ready };
-    BackupEntry { id: id(n), state: BackupState::Pending(Box::new(state)), running: false, kept: false }
+    BackupEntry {
+        id: id(n),
+        state: BackupState::Pending(Box::new(state)),
+        running: false,
+        kept: false,
+        untested: false,
+    }
 }
 
 /// Long ago, by its name.
