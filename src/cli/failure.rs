@@ -10,7 +10,7 @@ use crate::disk::{DiskError, Trouble};
 use crate::drill::DrillError;
 use crate::receive::{Gap, ReceiveError};
 use crate::repository::{ExpireError, MarkError, NotUsable, RepositoryError, SealError, Undecided};
-use crate::restore::RestoreError;
+use crate::restore::{FillError, RestoreError};
 use crate::status::StatusError;
 use crate::verify::VerifyError;
 
@@ -371,6 +371,20 @@ impl From<RestoreError> for Failure {
                 .exit(Exit::NotUsable)
                 .hint("nothing was left that a server could start on; walhold verify shows which backups are usable"),
             RestoreError::Incremental(_) => failure.exit(Exit::NotUsable).hint("restore a full backup"),
+            RestoreError::Elsewhere { .. } => {
+                failure.hint("fill the data directory from there, and name the backup: --in-place")
+            }
+            RestoreError::NotElsewhere(_) => failure.hint("leave --in-place, or --data, out"),
+            RestoreError::Untested(_) => failure.exit(Exit::NotUsable).hint(
+                "fill another directory from it, and drill that: walhold drill BACKUP --data DIR; or restore another backup",
+            ),
+            RestoreError::Fill(e) => match e {
+                FillError::NotThere { .. } => failure.hint("fill it, and start again"),
+                FillError::NoPlace(old) => failure.hint(format!("-T {0}={0} if that is where it has been put", old.display())),
+                FillError::InUse { .. } => failure.hint("stop that server, or choose another directory"),
+                FillError::NotOwned { .. } => failure.hint("give the files to the server's user, whom --owner names"),
+                _ => failure.exit(Exit::NotUsable).hint("fill it again, from the copy that belongs to this backup"),
+            },
             RestoreError::NotEmpty(_) | RestoreError::DataDir(DataDirError::NotEmpty(_)) => {
                 failure.hint("name a directory that does not exist or is empty; -T OLD=NEW puts a tablespace elsewhere")
             }

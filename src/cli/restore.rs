@@ -13,7 +13,7 @@ use super::Failure;
 use super::values::{mapping, owner};
 use crate::disk::Real;
 use crate::repository::{Repository, Which};
-use crate::restore::{Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, lay_down, plan};
+use crate::restore::{Filling, Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, lay_down, plan, prepare};
 
 /// Lay a backup down so that a server can be started on it; refuses before it writes if that cannot succeed
 #[derive(Debug, Args)]
@@ -24,9 +24,12 @@ pub(super) struct Arguments {
     /// Repository
     #[arg(long, value_name = "DIR", env = "WALHOLD_REPO")]
     repo: PathBuf,
-    /// Data directory to make; it must not exist, or be empty
+    /// Data directory to make; it must not exist, or be empty, but for --in-place
     #[arg(short = 'D', long, value_name = "DIR")]
     pgdata: PathBuf,
+    /// Make the data directory ready that you have filled, of a backup whose data lies elsewhere
+    #[arg(long)]
+    in_place: bool,
     /// Print what would be done, and do nothing
     #[arg(long)]
     plan: bool,
@@ -60,6 +63,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     for note in &plan.notes {
         info!("{note}");
     }
+    if arguments.in_place {
+        let target = plan.target.path.display();
+        info!("preparing {target}, which holds backup {}", plan.backup.id);
+        let prepared = prepare(&repository, &plan)?;
+        prepared.notes.iter().for_each(|note| warn!("{note}"));
+        return super::say(&format_args!(
+            "prepared {target} with backup {}, whose data is not checked\n\
+             start the server with: pg_ctl -D {target} start   (PostgreSQL {})\n",
+            plan.backup.id,
+            plan.backup.server_version.major()
+        ));
+    }
     info!("restoring backup {} to {}", plan.backup.id, plan.target.path.display());
     let mut teller = Teller::new(&plan);
     let restored = lay_down(&repository, &plan, &mut |event| {
@@ -85,6 +100,7 @@ impl Arguments {
             mappings: self.tablespace_mapping.clone(),
             owner: self.owner,
             goal,
+            filling: if self.in_place { Filling::Operator } else { Filling::Restore },
             program,
         })
     }

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::configure::Source;
 use super::wal_get::Holdings;
-use super::{Goal, Mapping, Options, Owner, RestoreError};
+use super::{Filling, Goal, Mapping, Options, Owner, RestoreError, in_place};
 use crate::archive::{Archive, ArchiveError, Stopped};
 use crate::disk::{Disk, EntryKind};
 use crate::repository::{BackupState, Kind, Repository, Seal, Which};
@@ -109,13 +109,25 @@ fn shown<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
 /// When it could not succeed. Nothing has been written then, nor when it could.
 pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreError> {
     let (backup, _held) = repository.hold(repository.find(options.which)?.id)?;
+    check_filling(repository, &backup, options.filling)?;
     prove(repository, &backup)?;
     let (repo, program) = (absolute(repository.dir())?, absolute(&options.program)?);
-    let target = place(&**repository.disk(), &options.target)?;
-    let tablespaces = place_tablespaces(&**repository.disk(), &backup, &options.mappings)?;
+    let disk = &**repository.disk();
+    let filled = options.filling != Filling::Restore;
+    let (target, tablespaces) = if filled {
+        let target = in_place::filled(disk, absolute(&options.target)?, &backup)?;
+        (target, in_place::tablespaces(disk, &backup, &options.mappings)?)
+    } else {
+        (place(disk, &options.target)?, place_tablespaces(disk, &backup, &options.mappings)?)
+    };
     check_apart(&repo, &target, &tablespaces)?;
-    let space = measure(repository, &backup, &target, &tablespaces)?;
     check_owner(options.owner, &program, &repo)?;
+    let space = if filled {
+        in_place::check(repository, &backup, &target.path, &tablespaces, options.owner)?;
+        Vec::new()
+    } else {
+        measure(repository, &backup, &target, &tablespaces)?
+    };
     let mut notes = notes(repository, &backup, options)?;
     let (wal, gap) = plan_wal(&repository.archive(), &backup, &options.goal, &mut notes)?;
     let (goal, owner) = (options.goal.clone(), options.owner);
@@ -135,6 +147,19 @@ impl Plan {
     }
 }
 
+/// Whether the data is where it is to come from.
+fn check_filling(repository: &Repository, backup: &Seal, filling: Filling) -> Result<(), RestoreError> {
+    match (backup.method.holds_data(), filling) {
+        (true, Filling::Restore) => Ok(()),
+        (true, Filling::Operator | Filling::OperatorForDrill) => Err(RestoreError::NotElsewhere(backup.id)),
+        (false, Filling::Restore) => {
+            Err(RestoreError::Elsewhere { id: backup.id, place: backup.place.clone().unwrap_or_default() })
+        }
+        (false, Filling::Operator) if repository.is_untested(backup) => Err(RestoreError::Untested(backup.id)),
+        (false, Filling::Operator | Filling::OperatorForDrill) => Ok(()),
+    }
+}
+
 /// The proof of the backup's WAL, again, and what else can be seen without reading the data files.
 fn prove(repository: &Repository, backup: &Seal) -> Result<(), RestoreError> {
     let id = backup.id;
@@ -146,7 +171,11 @@ fn prove(repository: &Repository, backup: &Seal) -> Result<(), RestoreError> {
     let archive = repository.archive();
     let proof = archive.prove(backup.start.lsn(), backup.stop, backup.end());
     let _proof = proof.map_err(|source| RestoreError::NotProven { id, source })?;
-    let _files = repository.contents(backup).map_err(content)?;
+    if backup.method.holds_data() {
+        let _files = repository.contents(backup).map_err(content)?;
+    } else {
+        let _said = repository.said(backup).map_err(content)?;
+    }
     Ok(())
 }
 
@@ -173,14 +202,7 @@ fn place_tablespaces(
     backup: &Seal,
     mappings: &[Mapping],
 ) -> Result<Vec<PlannedTablespace>, RestoreError> {
-    for (index, mapping) in mappings.iter().enumerate() {
-        if mappings.iter().take(index).any(|before| before.old == mapping.old) {
-            return Err(RestoreError::MappedTwice(mapping.old.clone()));
-        }
-        if !backup.tablespaces.iter().any(|tablespace| Path::new(&tablespace.location) == mapping.old) {
-            return Err(RestoreError::NoSuchTablespace { id: backup.id, old: mapping.old.clone() });
-        }
-    }
+    check_mappings(backup, mappings)?;
     let mut planned = Vec::new();
     for tablespace in &backup.tablespaces {
         let old = PathBuf::from(&tablespace.location);
@@ -194,6 +216,19 @@ fn place_tablespaces(
         planned.push(PlannedTablespace { oid: tablespace.oid, old, new });
     }
     Ok(planned)
+}
+
+/// Each must be of a tablespace of the backup, and of another than those before.
+pub(super) fn check_mappings(backup: &Seal, mappings: &[Mapping]) -> Result<(), RestoreError> {
+    for (index, mapping) in mappings.iter().enumerate() {
+        if mappings.iter().take(index).any(|before| before.old == mapping.old) {
+            return Err(RestoreError::MappedTwice(mapping.old.clone()));
+        }
+        if !backup.tablespaces.iter().any(|tablespace| Path::new(&tablespace.location) == mapping.old) {
+            return Err(RestoreError::NoSuchTablespace { id: backup.id, old: mapping.old.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// No two places may lie in each other, and none in the repository.
@@ -419,7 +454,14 @@ impl fmt::Display for Plan {
         if !backup.label.is_empty() {
             writeln!(f, "label       {}", backup.label.escape_debug())?;
         }
-        let state = |place: &Place| if place.exists { "empty" } else { "new" };
+        let state = |place: &Place| match (place.exists, &backup.place) {
+            (true, None) => "empty",
+            (true, Some(_)) => "filled",
+            (false, _) => "new",
+        };
+        if let Some(data) = &backup.place {
+            writeln!(f, "data        not checked, from {}", data.escape_debug())?;
+        }
         writeln!(f, "to          {} ({})", self.target.path.display(), state(&self.target))?;
         for tablespace in &self.tablespaces {
             let (oid, old) = (tablespace.oid, tablespace.old.display());

@@ -46,6 +46,7 @@ impl Scene {
             mappings: Vec::new(),
             owner: root().then_some(NOBODY),
             goal: Goal::EndOfWal,
+            filling: Filling::Restore,
             program: "/bin/true".into(),
         }
     }
