@@ -196,3 +196,192 @@ fn sleepers_are_gone(mark: &Path) {
             .any(|l| l.starts_with("sh\0") && l.contains(&marked))
     });
 }
+
+/// Where the copy of a test lies, and what its tablespace was copied to.
+struct Copied {
+    data: PathBuf,
+    space: PathBuf,
+}
+
+impl Copied {
+    fn in_room(room: &Room) -> Self {
+        Self { data: room.path("volume"), space: room.path("volume-of-space") }
+    }
+
+    /// The command that makes it.
+    fn command(&self) -> String {
+        let (data, space) = (self.data.display(), self.space.display());
+        format!(
+            "mkdir -m 700 '{data}' '{space}' && WALHOLD_TARGET='{data}' && set -e
+             copy() {{ cp -a \"$1/.\" \"$2\" 2> \"$ERRORS\" || ! grep -v 'No such file' \"$ERRORS\"; }}
+             copy \"$WALHOLD_PGDATA\" '{data}'
+             printf %s \"$WALHOLD_TABLESPACES\" | while read -r oid path; do copy \"$path\" '{space}'; done"
+        )
+    }
+
+    /// A folder filled from it.
+    fn fill(&self, room: &Room, name: &str) -> Self {
+        let filled = Self { data: room.path(name), space: room.path(&format!("{name}-of-space")) };
+        room.copy_tree(&self.data, &filled.data);
+        room.copy_tree(&self.space, &filled.space);
+        filled
+    }
+
+    fn mapping(&self, old: &Path) -> String {
+        format!("{}={}", old.display(), self.space.display())
+    }
+}
+
+/// A copy that lies elsewhere: what does not fit is refused, and what fits recovers, also where making it
+/// ready was interrupted.
+pub(crate) fn external(room: &Room) -> Outcome {
+    let (mut primary, place) = with_tablespace(room, &[]);
+    Load::prepare(&primary);
+    let repo = room.path("repo");
+    let receiver = receive(room, &repo, &primary.conninfo(), &["--synchronous"]);
+    receiver.wait_until_it_streams(&primary);
+    primary.require_standby("walhold");
+    let load = Load::start(&primary, 2);
+    load.wait_for_more(200);
+    let volume = Copied::in_room(room);
+    let where_ = "volume 7 of the store";
+    let args = ["--external", where_, "--copy-command", &volume.command()];
+    run(&mut backup_with(room, &repo, &primary, &args)).expect(0).says("data unchecked").says(where_);
+    load.wait_for_more(200);
+    primary.rows("drop table fleeting");
+    primary.destroy();
+    let acknowledged = load.finish();
+    receiver.terminate().expect(0);
+    verify(room, &repo).expect(0).says("USABLE (data unchecked)").says(where_);
+    run(walhold(room, "list").arg("--repo").arg(&repo)).expect(0).says(where_);
+    assert_eq!(names(&folder(&repo)), ["backup.json", "backup_label", "tablespace_map"]);
+
+    let filled = volume.fill(room, "filled");
+    let (map, data) = (filled.mapping(&place), filled.data.clone());
+    restore(room, &repo, &room.path("empty"), &[]).refused(1, &[where_]);
+    restore(room, &repo, &room.path("empty"), &["--in-place", "-T", &map]).refused(1, &["is no directory", where_]);
+    restore(room, &repo, &data, &["--in-place"]).refused(1, &[place.to_str().unwrap(), "needs a place"]);
+    let missing = format!("{}={}", place.display(), room.path("").display());
+    restore(room, &repo, &data, &["--in-place", "-T", &missing]).refused(4, &["does not hold a tablespace"]);
+    // A link into the server that was copied leads nowhere any more, and what it led to stays.
+    let precious = room.path("precious");
+    room.make_dir(&precious);
+    room.write(&precious.join("segment"), "x");
+    fs::rename(data.join("pg_wal"), room.path("old-wal")).unwrap();
+    std::os::unix::fs::symlink(&precious, data.join("pg_wal")).unwrap();
+    // An earlier try was cut off.
+    fs::rename(data.join("global/pg_control"), data.join("global/pg_control.unfinished")).unwrap();
+    for _ in 0..2 {
+        restore(room, &repo, &data, &["--in-place", "-T", &map]).expect(0);
+    }
+    assert_eq!(names(&precious), ["segment"]);
+    assert_eq!(names(&data.join("pg_wal")), ["archive_status"]);
+    let mut server = Cluster::restored(room, "restored", data.clone());
+    server.start();
+    restore(room, &repo, &data, &["--in-place", "-T", &map]).refused(1, &["a server runs on"]);
+    server.wait_for_promotion();
+    compare(&acknowledged, &server);
+    assert_eq!(server.sql("select count(*) from far"), "1000");
+    assert_eq!(
+        server.sql("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'elsewhere'"),
+        filled.space.to_str().unwrap()
+    );
+    amcheck(room, &server);
+    server.stop(crate::cluster::Stop::Fast);
+    restore(room, &repo, &data, &["--in-place", "-T", &map]).refused(4, &["does not hold this backup"]);
+    Ok(())
+}
+
+/// Without a command somebody is told to make the copy, and says when it is made.
+pub(crate) fn by_hand(room: &Room) -> Outcome {
+    let primary = Cluster::new(room, "primary");
+    let repo = room.path("repo");
+    let data = room.path("volume");
+    let script = format!(
+        r#"exec 3>&1; mkfifo answers; sleep 60 > answers & keep=$!
+        '{}' backup --repo '{}' -d '{}' --external here < answers 2> log & made=$!
+        echo too early > answers
+        until id=$(sed -n 's/.*backup \([0-9TZ]*\) has begun.*/\1/p' log) && [ -n "$id" ]; do sleep 0.1; done
+        cp -a '{}' '{}'; echo "$id" > answers; wait $made; status=$?; kill $keep; cat log >&2; exit $status"#,
+        room.program().display(),
+        repo.display(),
+        primary.conninfo(),
+        primary.data().display(),
+        data.display()
+    );
+    run(room.command("sh").args(["-c", &script])).expect(0).says("data unchecked");
+    primary.rows("create table later as select 1");
+    restore(room, &repo, &data, &["--in-place"]).expect(0);
+    let mut server = Cluster::restored(room, "restored", data);
+    server.start();
+    server.wait_for_promotion();
+
+    // Nobody answers: the end of input is no answer.
+    let kept = backups(&repo);
+    run(&mut backup_with(room, &repo, &primary, &["--external", "here"])).expect(1).says("nobody said");
+    assert_eq!(backups(&repo), kept);
+    Ok(())
+}
+
+/// All processes of a server, stopped, are a snapshot of one instant. It counts for nothing before it is drilled.
+pub(crate) fn snapshot(room: &Room) -> Outcome {
+    let (mut primary, place) = with_tablespace(room, &[]);
+    Load::prepare(&primary);
+    let repo = room.path("repo");
+    let receiver = receive(room, &repo, &primary.conninfo(), &["--synchronous"]);
+    receiver.wait_until_it_streams(&primary);
+    primary.require_standby("walhold");
+    let load = Load::start(&primary, 3);
+    load.wait_for_more(200);
+    let volume = Copied::in_room(room);
+    let pid = primary.data().join("postmaster.pid");
+    let frozen = format!(
+        "set -e; read -r server < '{}'; all=\"$server $(cat /proc/$server/task/*/children)\"
+         kill -STOP $all; trap 'kill -CONT $all' EXIT; sleep 0.3\n{}",
+        pid.display(),
+        volume.command()
+    );
+    let args = ["--external", "here", "--atomic-snapshot", &frozen];
+    run(&mut backup_with(room, &repo, &primary, &args)).expect(0).says("once a drill of it has passed");
+    load.wait_for_more(200);
+    primary.switch_segment();
+    let id = names(&repo.join("backups")).remove(0);
+    let filled = volume.fill(room, "filled");
+    let map = filled.mapping(&place);
+    let in_place = [&id, "--in-place", "-T", &map];
+    restore(room, &repo, &filled.data, &[]).refused(4, &["no complete backup"]);
+    restore(room, &repo, &filled.data, &in_place).refused(4, &["no drill has passed"]);
+    verify(room, &repo).expect(0).says("UNTESTED");
+    run(walhold(room, "list").arg("--repo").arg(&repo)).expect(0).says("untested");
+
+    let tried = volume.fill(room, "tried");
+    let drill = |data: &Path, map: &str| {
+        let scratch = room.path("scratch");
+        if !scratch.exists() {
+            room.make_dir(&scratch);
+        }
+        let mut command = walhold(room, "drill");
+        command.arg(&id).arg("--repo").arg(&repo).arg("--scratch").arg(&scratch);
+        run(command.arg("--pg-bin").arg(&room.server.bin).arg("--data").arg(data).args(["-T", map]))
+    };
+    // A copy that lacks its WAL is none.
+    let broken = volume.fill(room, "broken");
+    for name in names(&broken.data.join("pg_wal")).iter().filter(|name| crate::stock::is_segment(name)) {
+        fs::remove_file(broken.data.join("pg_wal").join(name)).unwrap();
+    }
+    drill(&broken.data, &broken.mapping(&place)).refused(4, &["is not there", "pg_wal"]);
+    drill(&tried.data, &tried.mapping(&place)).expect(0).says("PASSED");
+    verify(room, &repo).expect(0).says("USABLE (data unchecked)");
+
+    primary.destroy();
+    let acknowledged = load.finish();
+    receiver.terminate().expect(0);
+    restore(room, &repo, &filled.data, &in_place).expect(0);
+    let mut server = Cluster::restored(room, "restored", filled.data.clone());
+    server.start();
+    server.wait_for_promotion();
+    compare(&acknowledged, &server);
+    assert_eq!(server.sql("select count(*) from far"), "1000");
+    amcheck(room, &server);
+    Ok(())
+}
