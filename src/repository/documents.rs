@@ -457,4 +457,28 @@ mod tests {
         );
         assert_eq!(SegmentRange::all(&[]), []);
     }
+
+    #[test]
+    fn where_a_backups_data_is() {
+        let (start, stop) = (super::super::tests::at(1 << 24), super::super::tests::at(1 << 25));
+        let id = BackupId::new(Timestamp::UNIX_EPOCH);
+        let file = SealedFile { name: "x".into(), size: 7, sha256: Sha256Sum::of(b""), unpacked: None };
+        let mut seal = super::super::tests::seal_of(id, start, stop, vec![file]);
+        seal.manifest.bytes = 100;
+        // As older programs have written it.
+        let text = String::from_utf8(super::super::write(&seal).unwrap()).unwrap();
+        assert!(text.contains("\"method\": \"streamed\"") && !text.contains("\"where\""), "{text}");
+        assert_eq!((seal.data_bytes(), seal.stored_bytes(), seal.end()), (Some(100), 7, EndOfBackup::Record));
+        seal.method = Method::Copied;
+        assert_eq!((seal.data_bytes(), seal.stored_bytes(), seal.end()), (Some(100), 107, EndOfBackup::Record));
+        seal.method = Method::External;
+        assert_eq!((seal.data_bytes(), seal.stored_bytes(), seal.end()), (None, 7, EndOfBackup::Record));
+        seal.min_recovery_point = Some(stop);
+        assert_eq!(seal.end(), EndOfBackup::Position);
+        (seal.method, seal.min_recovery_point) = (Method::AtomicSnapshot, None);
+        assert_eq!((seal.data_bytes(), seal.end()), (None, EndOfBackup::Position));
+        seal.place = Some("volume 7".to_owned());
+        let read: Seal = super::super::read(&super::super::write(&seal).unwrap()).unwrap();
+        assert_eq!(read, seal);
+    }
 }

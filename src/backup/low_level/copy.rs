@@ -180,6 +180,9 @@ impl Copy {
     /// recovery makes them.
     fn keep_listed(&self, known: &Known, removed: &mut Vec<String>) -> Result<(), CopyError> {
         let spaces = self.dir.join(Seal::TABLESPACES);
+        if !is_real_dir(&*self.disk, &spaces)? {
+            return Err(CopyError::NoDirectory(Seal::TABLESPACES.to_owned()));
+        }
         for (tablespace, root) in roots(&self.dir, known.map.0.iter().map(|space| space.oid)) {
             if !is_real_dir(&*self.disk, &root)? {
                 let name = root.strip_prefix(&self.dir).unwrap_or(&root).display().to_string();
@@ -191,9 +194,6 @@ impl Copy {
                     _ => CopyError::NoDirectory(name),
                 });
             }
-        }
-        if !is_real_dir(&*self.disk, &spaces)? {
-            return Err(CopyError::NoDirectory(Seal::TABLESPACES.to_owned()));
         }
         for entry in self.disk.list(&spaces)? {
             let listed = known.map.0.iter().any(|space| entry.name == OsStr::new(&space.oid.to_string()));
@@ -443,3 +443,6 @@ pub(super) fn store(
     let (size, sha256) = (content.len() as u64, Sha256Sum::of(content));
     Ok(SealedFile { name: name.to_owned(), size, sha256, unpacked: None })
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,6 +49,9 @@ fn read_one<E>(
     found: &Found,
     event: &mut impl FnMut(TarEvent<'_>) -> Result<(), ReadError<E>>,
 ) -> Result<(), ReadError<E>> {
+    if found.kind == EntryKind::Other {
+        return Err(ContentError::Odd(found.path.to_string()).into());
+    }
     let path = root.join(found.path.as_path());
     let missing = || ContentError::Missing(found.path.to_string());
     let meta = disk.metadata(&path).map_err(ContentError::from)?.ok_or_else(missing)?;
@@ -57,13 +60,9 @@ fn read_one<E>(
         let mtime = i64::try_from(mtime).unwrap_or(i64::MAX);
         TarEvent::Member(Member { path: found.path.clone(), kind, mode: meta.mode, mtime })
     };
-    match found.kind {
-        EntryKind::Directory => {
-            event(member(MemberKind::Directory))?;
-            return event(TarEvent::MemberEnd);
-        }
-        EntryKind::Other => return Err(ContentError::Odd(found.path.to_string()).into()),
-        EntryKind::File => {}
+    if found.kind == EntryKind::Directory {
+        event(member(MemberKind::Directory))?;
+        return event(TarEvent::MemberEnd);
     }
     let file = match disk.open(&path, Access::ReadDirect) {
         Err(e) if e.trouble() == Trouble::Missing => return Err(missing().into()),

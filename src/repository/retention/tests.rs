@@ -117,6 +117,19 @@ fn the_last_ones_stay_with_all_wal_from_their_start() {
     assert_eq!(Policy::new(None, None, DAY), None);
 }
 
+/// A snapshot of which nobody knows whether a server starts from it replaces no backup.
+#[test]
+fn p4_a_snapshot_without_a_drill_does_not_count() {
+    let mut scene = Scene::new("1:5-45 1:46p", vec![], daily(4));
+    scene.entry(4).untested = true;
+    assert_eq!(scene.goes(&last(1)), (vec![1, 2], "1:5-29".to_owned()));
+    assert_eq!(scene.reasons(&last(1), 3), [Keep::Newest, Keep::Last]);
+    assert_eq!(scene.reasons(&last(1), 4), [Keep::Newest, Keep::Last]);
+    assert_eq!(scene.try_plan(&last(1)).unwrap().notes, [Note::Untested(id(4))]);
+    let windows = scene.coverage().windows().iter().flat_map(|window| window.backups.clone()).collect::<Vec<_>>();
+    assert!(windows.contains(&id(3)) && !windows.contains(&id(4)), "{windows:?}");
+}
+
 #[test]
 fn the_window_can_be_entered_at_its_first_moment() {
     let scene = Scene::new("1:5-85 1:86p", vec![], daily(8));
