@@ -345,6 +345,7 @@ pub(crate) fn snapshot(room: &Room) -> Outcome {
     run(&mut backup_with(room, &repo, &primary, &args)).expect(0).says("once a drill of it has passed");
     load.wait_for_more(200);
     primary.switch_segment();
+    let acknowledged = load.finish();
     let id = names(&repo.join("backups")).remove(0);
     let filled = volume.fill(room, "filled");
     let map = filled.mapping(&place);
@@ -374,7 +375,6 @@ pub(crate) fn snapshot(room: &Room) -> Outcome {
     verify(room, &repo).expect(0).says("USABLE (data unchecked)");
 
     primary.destroy();
-    let acknowledged = load.finish();
     receiver.terminate().expect(0);
     restore(room, &repo, &filled.data, &in_place).expect(0);
     let mut server = Cluster::restored(room, "restored", filled.data.clone());

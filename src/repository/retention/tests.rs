@@ -126,7 +126,8 @@ fn p4_a_snapshot_without_a_drill_does_not_count() {
     assert_eq!(scene.reasons(&last(1), 3), [Keep::Newest, Keep::Last]);
     assert_eq!(scene.reasons(&last(1), 4), [Keep::Newest, Keep::Last]);
     assert_eq!(scene.try_plan(&last(1)).unwrap().notes, [Note::Untested(id(4))]);
-    let windows = scene.coverage().windows().iter().flat_map(|window| window.backups.clone()).collect::<Vec<_>>();
+    let coverage = scene.coverage();
+    let windows: Vec<BackupId> = coverage.windows().iter().flat_map(|window| window.backups().to_vec()).collect();
     assert!(windows.contains(&id(3)) && !windows.contains(&id(4)), "{windows:?}");
 }
 
