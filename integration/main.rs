@@ -17,6 +17,7 @@
 
 mod cluster;
 mod load;
+mod low_level;
 mod program;
 mod room;
 mod servers;
@@ -99,6 +100,13 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_what_was_cut_off_does_not_come_back", incremental::cut_off_and_grown),
     ("p3_incremental_backups_are_refused_with_what_to_do", incremental::refusals),
     ("p4_a_chain_of_backups_is_one", incremental::chains_stay_whole),
+    ("p3_what_a_command_copies_restores", low_level::by_command),
+    ("p3_what_a_command_copies_of_a_standby_restores", low_level::of_standby),
+    ("p3_a_command_that_fails_makes_no_backup", low_level::commands_that_fail),
+    ("p3_a_command_that_is_interrupted_leaves_nothing", low_level::interrupted),
+    ("p3_a_copy_that_lies_elsewhere_is_made_ready", low_level::external),
+    ("p3_a_copy_is_made_by_hand", low_level::by_hand),
+    ("p3_a_snapshot_counts_once_it_is_drilled", low_level::snapshot),
     ("p4_what_is_left_by_expire_restores", expire::under_load),
     ("p3_records_are_those_that_pg_waldump_reads", verify::agrees_with_waldump),
     ("p3_each_segment_a_backup_needs_is_missed", verify::each_needed_segment),
@@ -159,6 +167,8 @@ const OWN_SIDE: &[&str] = &[
     "p1_a_slot_that_keeps_too_much_is_dropped",
     "p1_a_receiver_killed_while_it_compresses_loses_nothing",
     "p2_resumes_in_segments_of_1_gb",
+    "p3_a_command_that_fails_makes_no_backup",
+    "p3_a_command_that_is_interrupted_leaves_nothing",
     "p3_a_backup_killed_alone_is_never_offered",
     "p3_a_killed_backup_is_never_offered",
     "p3_a_backup_whose_wal_comes_late_is_sealed_then",

@@ -102,6 +102,7 @@ pub(super) fn seal_of(id: BackupId, start: Pos, stop: Pos, files: Vec<SealedFile
         server_version: version(),
         segment_size: SIZE,
         method: Method::Streamed,
+        place: None,
         start,
         stop,
         start_time: Time(now()),

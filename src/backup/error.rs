@@ -1,15 +1,18 @@
 //! Why a backup is not sealed.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
 
+use super::low_level::{CommandError, CopyError};
 use crate::archive::{ArchiveError, NotProven};
-use crate::connection::Error as SessionError;
+use crate::connection::{ConnectError, Error as SessionError};
 use crate::disk::DiskError;
 use crate::image::{
-    ControlError, Difference, IncrementalError, LabelError, ManifestError, MemberPath, NameClash, TarError,
+    ControlError, Difference, IncrementalError, LabelError, ManifestError, MemberPath, NameClash, TablespaceMapError,
+    TarError,
 };
 use crate::protocol::{ServerVersion, SlotNameError};
 use crate::receive::ReceiveError;
@@ -88,6 +91,9 @@ pub enum BackupError {
         /// How many there are besides.
         more: usize,
     },
+    /// The server's map of tablespaces cannot be read.
+    #[error("the server's tablespace_map cannot be used: {0}")]
+    Map(#[from] TablespaceMapError),
     /// The label in the copy cannot be read.
     #[error("the copied backup_label cannot be used: {0}")]
     Label(#[from] LabelError),
@@ -161,6 +167,30 @@ pub enum BackupError {
     /// Our name for the slot is none.
     #[error(transparent)]
     SlotName(#[from] SlotNameError),
+    /// The session that calls the server's functions cannot be had.
+    #[error(transparent)]
+    Sql(Box<ConnectError>),
+    /// The operator's command did not do what it was to do.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// Whoever was told to copy the files gave up.
+    #[error("nobody said that the copy is made")]
+    NotCopied,
+    /// What was copied is no backup.
+    #[error("what was copied cannot be used: {0}")]
+    Copy(#[source] CopyError),
+    /// Without it nothing says when a copy of a standby is consistent.
+    #[error("the pg_control of the standby cannot be read as it is after the copy: {0}")]
+    ControlOfStandby(Box<Self>),
+    /// A standby cannot mark its WAL.
+    #[error("an atomic snapshot is recorded by a server that takes writes, and this is a standby")]
+    SnapshotOfStandby,
+    /// A command could not tell where it ends.
+    #[error("the path of a tablespace has a line end in it: {0:?}")]
+    LineEnd(PathBuf),
+    /// A document could not hold it.
+    #[error("the path of a tablespace is not UTF-8: {0:?}")]
+    NotText(PathBuf),
     /// The operator stopped it.
     #[error("stopped before the backup was complete")]
     Stopped,
@@ -179,6 +209,7 @@ impl BackupError {
             Self::Repository(RepositoryError::Disk(e)) | Self::Archive(ArchiveError::Disk(e)) => Some(e),
             Self::Seal(SealError::Repository(RepositoryError::Disk(e))) => Some(e),
             Self::NotProven(NotProven::Archive(ArchiveError::Disk(e))) => Some(e),
+            Self::Copy(CopyError::Disk(e)) => Some(e),
             Self::Receive(e) => e.disk(),
             _ => None,
         }

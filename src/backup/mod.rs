@@ -6,11 +6,15 @@
 
 mod copy;
 mod error;
+mod low_level;
 mod parent;
 mod run;
+mod steps;
 mod wal;
 
 use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use crate::codec::Compression;
 use crate::connection::Conninfo;
@@ -20,6 +24,7 @@ use crate::repository::{BackupId, Holder};
 use crate::wal::Pos;
 
 pub use error::BackupError;
+pub use low_level::{CommandError, CopyError, LowLevel};
 pub use run::backup;
 
 /// What to back up, and how.
@@ -42,6 +47,8 @@ pub struct Options {
     pub compression: Compression,
     /// Whether it holds only what has changed since the newest backup in the repository.
     pub incremental: bool,
+    /// How the files are copied, if the server is not to send them.
+    pub low_level: Option<LowLevel>,
     /// Shown to whoever finds the repository locked while WAL is streamed for this backup.
     pub who: Holder,
 }
@@ -77,6 +84,23 @@ pub enum Event {
         /// How long it took.
         took: Duration,
     },
+    /// The server's backup has begun, and this is who copies the files: `copied` is to be told when
+    /// that is done, and dropped if it will not be.
+    CopyNow {
+        /// The backup's name.
+        id: BackupId,
+        /// Takes the word that the copy is made.
+        copied: oneshot::Sender<()>,
+    },
+    /// The server's backup has ended.
+    Ended {
+        /// Exclusive end of the WAL it needs.
+        stop: Pos,
+    },
+    /// What was copied is hashed and synced.
+    Hashing,
+    /// These were removed from the copy: no server would have sent them.
+    LeftOut(Vec<String>),
     /// The WAL is durable; it is read back.
     Proving,
     /// The server has something to say.

@@ -6,16 +6,17 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::heal::heal_all;
 use super::values::{rate, who};
 use super::{Failure, connect, signals};
-use crate::backup::{Event, Options, backup};
+use crate::backup::{Event, LowLevel, Options, backup};
 use crate::codec::Compression;
 use crate::image::ManifestAlgorithm;
 use crate::protocol::{Checkpoint, MaxRate};
-use crate::repository::{Seal, Task};
+use crate::repository::{BackupId, Method, Seal, Task};
 
 /// The name under which the server sees the connections of a backup. It is not the receiver's: a
 /// synchronous standby of that name must not come and go with backups.
@@ -45,6 +46,16 @@ pub(super) struct Arguments {
     /// What the server computes over each file: NONE, CRC32C, SHA224, SHA256, SHA384 or SHA512
     #[arg(long, value_name = "ALGORITHM", default_value_t, env = "WALHOLD_MANIFEST_CHECKSUMS")]
     manifest_checksums: ManifestAlgorithm,
+    /// Copy the files by a command, run by sh between the server's calls that start and stop a backup: the data
+    /// directory into the folder $WALHOLD_TARGET
+    #[arg(long, value_name = "CMD", conflicts_with_all = ["compress", "max_rate"])]
+    copy_command: Option<String>,
+    /// Record where a copy lies that is made elsewhere meanwhile, by --copy-command or by hand
+    #[arg(long, value_name = "WHERE", conflicts_with_all = ["compress", "max_rate", "manifest_checksums"])]
+    external: Option<String>,
+    /// The copy is a snapshot of data, tablespaces and WAL at one instant, taken by this command
+    #[arg(long, value_name = "CMD", requires = "external", conflicts_with_all = ["copy_command", "checkpoint"])]
+    atomic_snapshot: Option<String>,
     /// Print the seal as JSON
     #[arg(long)]
     json: bool,
@@ -81,6 +92,7 @@ async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
         manifest_checksums: arguments.manifest_checksums,
         compression: arguments.compress,
         incremental: arguments.incremental,
+        low_level: arguments.low_level(),
         who: who(Task::Backup),
     };
     heal_all(&opened.repository)?;
@@ -89,6 +101,19 @@ async fn back_up(arguments: &Arguments) -> Result<(), Failure> {
     teller.bar.finish_and_clear();
     let sealed = sealed.inspect_err(|_| opened.clean_up())?;
     report(sealed.seal(), began, arguments.json)
+}
+
+impl Arguments {
+    fn low_level(&self) -> Option<LowLevel> {
+        let command = self.copy_command.clone();
+        match (&self.external, &self.atomic_snapshot) {
+            (Some(place), Some(snapshot)) => {
+                Some(LowLevel::AtomicSnapshot { place: place.clone(), command: snapshot.clone() })
+            }
+            (Some(place), None) => Some(LowLevel::External { place: place.clone(), command }),
+            (None, _) => command.map(|command| LowLevel::Copy { command }),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -101,7 +126,19 @@ fn report(seal: &Seal, began: Instant, json: bool) -> Result<(), Failure> {
     if json {
         return super::print_json(&Report { version: 1, backup: seal });
     }
-    let stored: u64 = seal.files.iter().map(|file| file.size).sum();
+    let stored = seal.stored_bytes();
+    let took = began.elapsed().as_secs_f64();
+    if let Some(place) = &seal.place {
+        let proven = if seal.method == Method::AtomicSnapshot { "is recorded" } else { "is complete (data unchecked)" };
+        let next =
+            if seal.method == Method::AtomicSnapshot { "; it is usable once a drill of it has passed" } else { "" };
+        return super::say(&format_args!(
+            "backup {} {proven}: data at {place}, WAL {} to {} proven, in {took:.1} s{next}\n",
+            seal.id,
+            seal.start.lsn(),
+            seal.stop.lsn(),
+        ));
+    }
     super::say(&format_args!(
         "backup {} is complete: {} in {} files, stored in {}, WAL {} to {} proven, in {:.1} s\n",
         seal.id,
@@ -110,7 +147,7 @@ fn report(seal: &Seal, began: Instant, json: bool) -> Result<(), Failure> {
         HumanBytes(stored),
         seal.start.lsn(),
         seal.stop.lsn(),
-        began.elapsed().as_secs_f64()
+        took
     ))
 }
 
@@ -154,6 +191,22 @@ impl Teller {
                 let took = HumanDuration(took);
                 self.log(&format!("copied {} in {took}; the backup needs WAL up to {}", HumanBytes(bytes), stop.lsn()));
             }
+            Event::CopyNow { id, copied } => {
+                self.log(&format!(
+                    "backup {id} has begun on the server: make the copy now, and then enter the name of the backup"
+                ));
+                wait_for_name(id, copied);
+            }
+            Event::Ended { stop } => self.log(&format!("the backup needs WAL up to {}", stop.lsn())),
+            Event::Hashing => self.log("hashing and syncing what was copied"),
+            Event::LeftOut(names) => {
+                let first = names.iter().take(3).map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+                let more = if names.len() > 3 { ", ..." } else { "" };
+                let count = names.len();
+                self.bar.suspend(|| {
+                    warn!("{count} names were removed from the copy, for no server sends them: {first}{more}")
+                });
+            }
             Event::Proving => self.log("its WAL is durable; reading every record back"),
             Event::Notice(text) => self.bar.suspend(|| warn!("the server says: {text}")),
         }
@@ -162,4 +215,16 @@ impl Teller {
     fn log(&self, line: &str) {
         self.bar.suspend(|| info!("{line}"));
     }
+}
+
+/// Waits for a line with the backup's name on standard input. A line that came before anybody could know the name
+/// says nothing about the copy.
+fn wait_for_name(id: BackupId, copied: oneshot::Sender<()>) {
+    std::thread::spawn(move || {
+        let named = |line: String| line.trim() == id.to_string();
+        if std::io::stdin().lines().map_while(Result::ok).any(named) {
+            // Nobody listens any more if the backup has ended meanwhile.
+            let _ = copied.send(());
+        }
+    });
 }

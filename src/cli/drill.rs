@@ -11,13 +11,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tracing::{info, warn};
 
-use super::values::{moment, owner, some_time};
+use super::values::{mapping, moment, owner, some_time};
 use super::{Exit, Failure, signals};
 use crate::connection::Surroundings;
 use crate::disk::Real;
 use crate::drill::{DrillEvent, Drilled, Options, Stop, drill};
 use crate::repository::{DrillRecord, Repository, Which};
-use crate::restore::{Owner, RestoreEvent};
+use crate::restore::{Mapping, Owner, RestoreEvent};
 
 /// Restore a backup into a scratch folder, start a server on it, check what comes out, and record the result
 #[derive(Debug, Args)]
@@ -28,6 +28,12 @@ pub(super) struct Arguments {
     /// Repository
     #[arg(long, value_name = "DIR", env = "WALHOLD_REPO")]
     repo: PathBuf,
+    /// Data directory that you have filled, of a backup whose data lies elsewhere; the drill changes it, and leaves it
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// With --data: the tablespace that lay at OLD has been put at NEW; "=" in a path is written "\="
+    #[arg(short = 'T', long, value_name = "OLD=NEW", value_parser = mapping, requires = "data")]
+    tablespace_mapping: Vec<Mapping>,
     /// Directory in which the scratch folder is made; default is the one for temporary files
     #[arg(long, value_name = "DIR", env = "WALHOLD_SCRATCH")]
     scratch: Option<PathBuf>,
@@ -88,6 +94,8 @@ impl Arguments {
         let usual = || ["postgres".to_owned()].into_iter().chain(Surroundings::of_this_process().user).collect();
         Ok(Options {
             which: self.backup,
+            data: self.data.clone(),
+            mappings: self.tablespace_mapping.clone(),
             scratch: self.scratch.clone().unwrap_or_else(std::env::temp_dir),
             keep: self.keep,
             bin: self.pg_bin.clone(),

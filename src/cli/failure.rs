@@ -10,7 +10,7 @@ use crate::disk::{DiskError, Trouble};
 use crate::drill::DrillError;
 use crate::receive::{Gap, ReceiveError};
 use crate::repository::{ExpireError, MarkError, NotUsable, RepositoryError, SealError, Undecided};
-use crate::restore::RestoreError;
+use crate::restore::{FillError, RestoreError};
 use crate::status::StatusError;
 use crate::verify::VerifyError;
 
@@ -280,6 +280,7 @@ impl From<BackupError> for Failure {
             | BackupError::Names(_)
             | BackupError::Manifest(_)
             | BackupError::Label(_)
+            | BackupError::Map(_)
             | BackupError::Control(_)
             | BackupError::Lacks(_)
             | BackupError::Increment { .. }
@@ -312,7 +313,17 @@ impl From<BackupError> for Failure {
                         .to_owned()
                 }))
             }
-            BackupError::Stopped => failure.hint("nothing was kept"),
+            BackupError::Sql(e) => (*e).into(),
+            BackupError::Command(_) => failure.hint(
+                "nothing was kept; let it end with 0 where an error is none, as: rsync ... || [ $? -eq 24 ]",
+            ),
+            BackupError::Copy(_) => failure.hint("nothing was kept; the command must copy the whole data directory into $WALHOLD_TARGET, and tablespaces into $WALHOLD_TABLESPACE_TARGET/OID"),
+            BackupError::ControlOfStandby(_) => failure.hint(
+                "grant the role pg_read_server_files, and EXECUTE on pg_read_binary_file(text), or run this where the standby's files are; or back up the primary",
+            ),
+            BackupError::SnapshotOfStandby => failure.hint("record it by the primary, or use --external without --atomic-snapshot"),
+            BackupError::LineEnd(_) | BackupError::NotText(_) => failure.hint("use walhold backup without --copy-command"),
+            BackupError::NotCopied | BackupError::Stopped => failure.hint("nothing was kept"),
             BackupError::Seal(_) | BackupError::Compress(_) | BackupError::Thread(_) | BackupError::SlotName(_) => {
                 failure.hint("please report this")
             }
@@ -382,6 +393,20 @@ impl From<RestoreError> for Failure {
             RestoreError::Combine(_) => failure
                 .exit(Exit::NotUsable)
                 .hint("nothing was left that a server could start on; walhold verify shows which backups are usable"),
+            RestoreError::Elsewhere { .. } => {
+                failure.hint("fill the data directory from there, and name the backup: --in-place")
+            }
+            RestoreError::NotElsewhere(_) => failure.hint("leave --in-place, or --data, out"),
+            RestoreError::Untested(_) => failure.exit(Exit::NotUsable).hint(
+                "fill another directory from it, and drill that: walhold drill BACKUP --data DIR; or restore another backup",
+            ),
+            RestoreError::Fill(e) => match e {
+                FillError::NotThere { .. } => failure.hint("fill it, and start again"),
+                FillError::NoPlace(old) => failure.hint(format!("-T {0}={0} if that is where it has been put", old.display())),
+                FillError::InUse { .. } => failure.hint("stop that server, or choose another directory"),
+                FillError::NotOwned { .. } => failure.hint("give the files to the server's user, whom --owner names"),
+                _ => failure.exit(Exit::NotUsable).hint("fill it again, from the copy that belongs to this backup"),
+            },
             RestoreError::NotEmpty(_) | RestoreError::DataDir(DataDirError::NotEmpty(_)) => {
                 failure.hint("name a directory that does not exist or is empty; -T OLD=NEW puts a tablespace elsewhere")
             }

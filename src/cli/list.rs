@@ -83,7 +83,8 @@ fn said(backup: &BackupStatus) -> String {
     if let Some(why) = &backup.damage {
         return why.clone();
     }
-    let label = backup.label.clone().unwrap_or_default();
+    let place = backup.place.as_ref().map_or_else(String::new, |place| format!("  (data unchecked, at {place})"));
+    let label = backup.label.clone().unwrap_or_default() + &place;
     match backup.waiting {
         Some(Waiting { needs, held: Some(held) }) => {
             format!("waiting for WAL up to {} (held up to {held})  {label}", needs.lsn())

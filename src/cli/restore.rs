@@ -15,7 +15,8 @@ use super::{Failure, restored, signals};
 use crate::disk::Real;
 use crate::repository::{Repository, Which};
 use crate::restore::{
-    Action, Aim, Along, Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, Target, lay_down, plan,
+    Action, Aim, Along, Filling, Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, Target, lay_down, plan,
+    prepare,
 };
 use crate::wal::Lsn;
 
@@ -28,13 +29,16 @@ pub(super) struct Arguments {
     /// Repository
     #[arg(long, value_name = "DIR", env = "WALHOLD_REPO")]
     repo: PathBuf,
-    /// Data directory to make; it must not exist, or be empty, except with --delta
+    /// Data directory to make; it must not exist, or be empty, except with --delta and --in-place
     #[arg(short = 'D', long, value_name = "DIR")]
     pgdata: PathBuf,
     /// Let the data directory be there: one of the same cluster, without a running server, or a
     /// restore that was cut off. Files that equal the backup stay, all else in it is rewritten or removed
     #[arg(long)]
     delta: bool,
+    /// Make the data directory ready that you have filled, of a backup whose data lies elsewhere
+    #[arg(long, conflicts_with = "delta")]
+    in_place: bool,
     /// Print what would be done, and do nothing
     #[arg(long)]
     plan: bool,
@@ -136,6 +140,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     for note in &plan.notes {
         info!("{note}");
     }
+    if arguments.in_place {
+        return in_place(&repository, &plan);
+    }
     let (plan, restored) = laid_down(repository, plan)?;
     let links = restored.kept.iter().flat_map(|kept| &kept.links);
     for (path, to) in links {
@@ -145,6 +152,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         warn!("{note}");
     }
     super::say(&restored::page(&plan, &restored, began.elapsed(), arguments.owner))
+}
+
+/// Prepares what the operator has filled.
+fn in_place(repository: &Repository, plan: &Plan) -> Result<(), Failure> {
+    let target = plan.target.path.display();
+    info!("preparing {target}, which holds backup {}", plan.backup.id);
+    let prepared = prepare(repository, plan)?;
+    prepared.notes.iter().for_each(|note| warn!("{note}"));
+    super::say(&format_args!(
+        "prepared {target} with backup {}, whose data is not checked\n\
+         start the server with: pg_ctl -D {target} start   (PostgreSQL {})\n",
+        plan.backup.id,
+        plan.backup.server_version.major()
+    ))
 }
 
 /// Does it, and undoes it if it is told to stop.
@@ -185,6 +206,7 @@ impl Arguments {
             owner: self.owner,
             goal,
             along: self.point.target_timeline,
+            filling: if self.in_place { Filling::Operator } else { Filling::Restore },
             program,
         })
     }

@@ -106,7 +106,7 @@ fn verdict(report: &Report, asked: Option<BackupId>) -> Result<(), Failure> {
     let unusable = report.backups.iter().filter(|backup| match backup.verdict {
         Verdict::Usable { .. } => false,
         Verdict::NotUsable { .. } => true,
-        Verdict::NotSealed { .. } => asked.is_some(),
+        Verdict::NotSealed { .. } | Verdict::Untested { .. } => asked.is_some(),
     });
     let unusable = unusable.count();
     if unusable == 0 && report.is_good() {

@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 pub use buffer::AlignedBuf;
 pub use error::{DiskError, Trouble};
@@ -74,6 +75,8 @@ pub struct Meta {
     pub mode: u32,
     /// Names that lead to it.
     pub links: u64,
+    /// When its content last changed.
+    pub modified: SystemTime,
 }
 
 /// An open file. Errors carry the path.

@@ -285,7 +285,9 @@ impl Disk for Real {
         match fs::metadata(path) {
             Ok(meta) => {
                 let mode = meta.permissions().mode() & 0o7777;
-                Ok(Some(Meta { len: meta.len(), kind: kind_of(meta.file_type()), mode, links: meta.nlink() }))
+                let modified = meta.modified().map_err(wrong("examine", path))?;
+                let (len, kind, links) = (meta.len(), kind_of(meta.file_type()), meta.nlink());
+                Ok(Some(Meta { len, kind, mode, links, modified }))
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(DiskError::new("examine", path, e)),

@@ -24,7 +24,7 @@ use crate::archive::ArchiveError;
 use crate::connection::ConnectError;
 use crate::disk::DiskError;
 use crate::repository::{BackupId, DrillRecord, NotUsable, RepositoryError, Which};
-use crate::restore::{Owner, RestoreError, RestoreEvent};
+use crate::restore::{Mapping, Owner, RestoreError, RestoreEvent};
 use crate::wal::Lsn;
 
 pub use run::drill;
@@ -34,6 +34,10 @@ pub use run::drill;
 pub struct Options {
     /// The backup.
     pub which: Which,
+    /// A data directory that the operator has filled, of a backup whose data lies elsewhere. It is changed.
+    pub data: Option<PathBuf>,
+    /// Where the operator has put the tablespaces of that.
+    pub mappings: Vec<Mapping>,
     /// Where the scratch folder is made.
     pub scratch: PathBuf,
     /// Whether it stays.

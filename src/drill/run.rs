@@ -16,9 +16,10 @@ use super::{DrillError, DrillEvent, Drilled, Ended, Limits, Options, Stop, check
 use crate::datadir::DataDirError;
 use crate::disk::Real;
 use crate::image::ControlFile;
-use crate::repository::{DrillRecord, Repository, Seal, Time, Which};
+use crate::repository::{DrillRecord, Method, Repository, Seal, Time, Which};
 use crate::restore::{
-    Action, Aim, Along, Goal, Mapping, Options as RestoreOptions, Plan, RestoreError, Target, lay_down, plan,
+    Action, Aim, Along, Filling, Goal, Mapping, Options as RestoreOptions, Plan, RestoreError, Target, lay_down, plan,
+    prepare,
 };
 
 /// The server that crashes under a check takes a moment to end.
@@ -39,6 +40,7 @@ pub fn drill(
     // Neither it nor its WAL may be removed while it is read.
     let (backup, _held) = repository.hold(repository.find(options.which)?.id)?;
     let tools = Tools::find(options, &backup)?;
+    let data = options.data.as_deref().map(absolute).transpose()?;
     let mut record = DrillRecord {
         backup: backup.id,
         started,
@@ -55,7 +57,7 @@ pub fn drill(
         not_checked: Vec::new(),
         program: format!("walhold {}", env!("CARGO_PKG_VERSION")),
     };
-    let scratch = Scratch::new(&options.scratch, options.run_as, options.keep)?;
+    let scratch = Scratch::new(&options.scratch, data.as_deref(), options.run_as, options.keep)?;
     let outcome =
         Drill { repository, options, stop, backup: &backup, tools: &tools, scratch: &scratch }.run(&mut record, tell);
     let scratch = scratch.end();
@@ -68,6 +70,10 @@ pub fn drill(
     record.finished = Time(Timestamp::now());
     let recorded = repository.record_drill(&record);
     Ok(Drilled { record, recorded, scratch })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, DrillError> {
+    std::path::absolute(path).map_err(|source| DrillError::Path { path: path.to_owned(), source })
 }
 
 /// What must be at hand before anything is restored.
@@ -86,8 +92,6 @@ impl Tools {
             user if !we.is_root() && user != we.as_raw() => return Err(DrillError::CannotRunAs(user)),
             _ => {}
         }
-        let absolute =
-            |bin: &Path| std::path::absolute(bin).map_err(|source| DrillError::Path { path: bin.to_owned(), source });
         let bin = options.bin.as_deref().map(absolute).transpose()?;
         let programs = Programs::find(bin.as_deref(), backup.server_version.major(), options.run_as)?;
         let sql = options.sql.as_deref().map(|file| {
@@ -122,7 +126,13 @@ impl Drill<'_> {
         let begun = Instant::now();
         self.lay_down(&plan, tell)?;
         record.durations_ms.restore = milliseconds(begun);
-        record.checked.push("every file is as the server's manifest lists it".to_owned());
+        match self.backup.method {
+            Method::Streamed => record.checked.push("every file is as the server's manifest lists it".to_owned()),
+            Method::Copied => record.checked.push("every file is as it was copied".to_owned()),
+            Method::External | Method::AtomicSnapshot => {
+                record.not_checked.push("the files, which do not lie in the repository, against a manifest".to_owned());
+            }
+        }
 
         let end = self.options.timeout.map(|limit| (Instant::now() + limit, limit));
         let limits = Limits { stop: self.stop, end };
@@ -151,14 +161,20 @@ impl Drill<'_> {
     }
 
     fn plan(&self, record: &mut DrillRecord) -> Result<Plan, Ended> {
+        let filled = self.options.data.is_some();
         let in_place = |location: &str| !Path::new(location).is_absolute();
         let spaces = self.backup.tablespaces.iter().filter(|space| !in_place(&space.location));
         let mapping = |(old, new): (&str, PathBuf)| Mapping { old: old.into(), new };
         let options = RestoreOptions {
             which: Which::Named(self.backup.id),
             target: self.scratch.data(),
-            mappings: spaces.map(|s| mapping((&s.location, self.scratch.tablespace(s.oid)))).collect(),
+            mappings: if filled {
+                self.options.mappings.clone()
+            } else {
+                spaces.map(|s| mapping((&s.location, self.scratch.tablespace(s.oid)))).collect()
+            },
             delta: false,
+            filling: if filled { Filling::OperatorForDrill } else { Filling::Restore },
             owner: self.options.run_as,
             goal: self.options.target_time.map_or(Goal::EndOfWal, to_time),
             along: Along::Latest,
@@ -181,6 +197,9 @@ impl Drill<'_> {
     }
 
     fn lay_down(&self, plan: &Plan, tell: &mut impl FnMut(DrillEvent)) -> Result<(), Ended> {
+        if self.options.data.is_some() {
+            return prepare(&self.unsynced()?, plan).map(drop).map_err(judge);
+        }
         let restored = lay_down(&self.unsynced()?, plan, &mut |event| {
             tell(DrillEvent::Restore(event));
             if self.stop.soon.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

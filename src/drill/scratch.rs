@@ -22,14 +22,21 @@ const AGAIN: Duration = Duration::from_millis(300);
 /// A folder of our own. Dropped, it is removed unless it is to be kept.
 pub(super) struct Scratch {
     dir: PathBuf,
+    data: PathBuf,
     owner: Option<Owner>,
     keep: bool,
     removed: bool,
 }
 
 impl Scratch {
-    /// Makes the folder in `parent`, open to nobody but the server's user.
-    pub(super) fn new(parent: &Path, owner: Option<Owner>, keep: bool) -> Result<Self, DrillError> {
+    /// Makes the folder in `parent`, open to nobody but the server's user. The data directory lies in it, unless
+    /// the operator has filled one elsewhere.
+    pub(super) fn new(
+        parent: &Path,
+        data: Option<&Path>,
+        owner: Option<Owner>,
+        keep: bool,
+    ) -> Result<Self, DrillError> {
         let wrong = |source| DrillError::Path { path: parent.to_owned(), source };
         let parent = parent.canonicalize().map_err(wrong)?;
         for n in 0..NAMES {
@@ -41,7 +48,8 @@ impl Scratch {
             }
             match DISK.make_dir(&dir, 0o700) {
                 Ok(_made) => {
-                    let scratch = Self { dir, owner, keep, removed: false };
+                    let data = data.map_or_else(|| dir.join("data"), Path::to_owned);
+                    let scratch = Self { dir, data, owner, keep, removed: false };
                     scratch.give(&scratch.dir, 0o700)?;
                     DISK.make_dir(&scratch.sockets(), 0o700).map(drop)?;
                     scratch.give(&scratch.sockets(), 0o700)?;
@@ -60,7 +68,7 @@ impl Scratch {
     }
 
     pub(super) fn data(&self) -> PathBuf {
-        self.dir.join("data")
+        self.data.clone()
     }
 
     pub(super) fn sockets(&self) -> PathBuf {

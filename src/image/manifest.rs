@@ -7,6 +7,7 @@ mod write;
 
 pub use algorithm::{Checksum, Hasher, ManifestAlgorithm, UnknownAlgorithm};
 pub use comparison::{Compared, Comparison, Difference};
+pub use write::ManifestWriter;
 
 use std::fmt;
 

@@ -14,8 +14,10 @@
 
 mod agreement;
 mod control;
+mod fit;
 mod incremental;
 mod label;
+mod left_out;
 mod manifest;
 mod names;
 mod pass;
@@ -24,13 +26,15 @@ mod tar;
 
 pub use agreement::agreement;
 pub use control::{ClusterState, ControlError, ControlFile, WalLevel};
+pub use fit::Misfit;
 pub use incremental::{Increment, IncrementReader, IncrementalError, Sought, stands_for};
 pub use label::{
     BackupLabel, BackupMethod, BackupSource, LabelError, Tablespace, TablespaceMap, TablespaceMapError, combined_label,
 };
+pub use left_out::{emptied, holds_data, is_left_out, is_of_database, relations_left_out};
 pub use manifest::{
     Checksum, Compared, Comparison, Difference, Hasher, Manifest, ManifestAlgorithm, ManifestError, ManifestFile,
-    UnknownAlgorithm, WalRange,
+    ManifestWriter, UnknownAlgorithm, WalRange,
 };
 pub use names::{NameClash, Names};
 pub use pass::{ArchivePass, PassError};

@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::{BackupId, BrokenChain, ParseBackupIdError, Pending, Repository, RepositoryError, Seal, read_document};
+use super::{
+    BackupId, BrokenChain, Method, ParseBackupIdError, Pending, Repository, RepositoryError, Seal, read_document,
+};
 use crate::disk::{EntryKind, Trouble};
 use crate::wal::Pos;
 
@@ -25,6 +27,9 @@ pub struct BackupEntry {
     pub running: bool,
     /// Whether the operator has marked it, so that it never expires.
     pub kept: bool,
+    /// Whether it is a complete one that counts for nothing before a drill of it has passed: an atomic
+    /// snapshot.
+    pub untested: bool,
 }
 
 /// How far a backup has come.
@@ -181,16 +186,24 @@ impl Repository {
         let state = self.state(id)?;
         let running = running && !matches!(state, BackupState::Sealed(_));
         let kept = self.disk.metadata(&dir.join(KEEP))?.is_some();
-        Ok(Some(BackupEntry { id, state, running, kept }))
+        let untested = matches!(&state, BackupState::Sealed(seal) if self.is_untested(seal));
+        Ok(Some(BackupEntry { id, state, running, kept, untested }))
     }
 
-    /// The newest complete backup by timeline and start, of those that are not damaged.
+    /// Whether nothing has shown yet that a server starts from a snapshot, which had no say of the server's.
+    pub fn is_untested(&self, seal: &Seal) -> bool {
+        let passed = || self.last_drill(seal.id).ok().flatten().is_some_and(|drill| drill.passed());
+        seal.method == Method::AtomicSnapshot && !passed()
+    }
+
+    /// The newest complete backup by timeline and start, of those that are not damaged, and tested if they
+    /// must be.
     ///
     /// # Errors
     /// As [`Repository::backups`].
     pub fn latest_sealed(&self) -> Result<Option<Seal>, RepositoryError> {
         Ok(self.backups()?.into_iter().rev().find_map(|entry| match entry.state {
-            BackupState::Sealed(seal) => Some(*seal),
+            BackupState::Sealed(seal) if !entry.untested => Some(*seal),
             _ => None,
         }))
     }

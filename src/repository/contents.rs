@@ -2,13 +2,19 @@
 //! the seal, every data file against the server's manifest, and the few files that say what the
 //! backup is against the seal.
 
+mod elsewhere;
+mod folder;
+
+pub use elsewhere::Said;
+
 use std::io::{self, Read};
 use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::{BackupId, Kind, Repository, Seal, SealedFile, Sha256Sum};
+use super::copied::TreeError;
+use super::{BackupId, Kind, Method, Repository, Seal, SealedFile, Sha256Sum};
 use crate::archive::ArchiveError;
 use crate::codec::{self, Codec};
 use crate::disk::{Access, AlignedBuf, DiskError, File, Trouble, read_bounded};
@@ -40,7 +46,8 @@ pub struct BackupArchive {
     pub codec: Codec,
 }
 
-/// A sealed backup whose manifest has been read and whose files are there with their sizes.
+/// A sealed backup whose manifest has been read and whose files are there with their sizes. What a command
+/// has copied has no archives.
 #[derive(Debug)]
 pub struct Contents<'a> {
     repository: &'a Repository,
@@ -123,6 +130,12 @@ pub enum ContentError {
         /// Which.
         source: NameClash,
     },
+    /// Something that no backup has lies among the copied files.
+    #[error("\"{0}\" in the copy is neither a file nor a directory")]
+    Odd(String),
+    /// The data lies elsewhere.
+    #[error("its data is not in the repository; it lies at {0}")]
+    Elsewhere(String),
     /// A name in a tablespace is too long.
     #[error(transparent)]
     Path(#[from] BadPath),
@@ -211,6 +224,9 @@ pub enum ContentError {
     /// The archive cannot be read.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// The copied files cannot be listed.
+    #[error("the copied files cannot be listed: {0}")]
+    Tree(#[from] TreeError),
     /// A file cannot be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -271,16 +287,16 @@ impl Repository {
     /// With the first thing that is not as the seal says.
     pub fn contents<'a>(&'a self, seal: &'a Seal) -> Result<Contents<'a>, ContentError> {
         let dir = self.backup_dir(seal.id);
-        let archives = seal.archives()?;
-        let listed = seal.file(Seal::MANIFEST).ok_or_else(|| ContentError::NotListed("manifest".to_owned()))?;
-        for file in &seal.files {
-            let found = self.disk.metadata(&dir.join(&file.name))?;
-            let found = found.ok_or_else(|| ContentError::Missing(file.name.clone()))?.len;
-            if found != file.size {
-                return Err(ContentError::Size { name: file.name.clone(), found, sealed: file.size });
+        let archives = match seal.method {
+            Method::Streamed => seal.archives()?,
+            Method::Copied => Vec::new(),
+            Method::External | Method::AtomicSnapshot => {
+                return Err(ContentError::Elsewhere(seal.place.clone().unwrap_or_default()));
             }
-        }
-        let manifest_bytes = self.read_manifest(&dir, listed)?;
+        };
+        self.check_sizes(seal)?;
+        let listed = seal.file(Seal::MANIFEST).ok_or_else(|| ContentError::NotListed("manifest".to_owned()))?;
+        let manifest_bytes = self.read_kept(&dir, listed, Manifest::MAX_BYTES as u64)?;
         let manifest = Manifest::parse(&manifest_bytes)?;
         check_manifest(&manifest, seal)?;
         Ok(Contents { repository: self, seal, dir, archives, manifest, manifest_bytes })
@@ -304,12 +320,23 @@ impl Repository {
         Ok(compared)
     }
 
-    fn read_manifest(&self, dir: &std::path::Path, listed: &SealedFile) -> Result<Vec<u8>, ContentError> {
+    fn check_sizes(&self, seal: &Seal) -> Result<(), ContentError> {
+        let dir = self.backup_dir(seal.id);
+        for file in &seal.files {
+            let found = self.disk.metadata(&dir.join(&file.name))?;
+            let found = found.ok_or_else(|| ContentError::Missing(file.name.clone()))?.len;
+            if found != file.size {
+                return Err(ContentError::Size { name: file.name.clone(), found, sealed: file.size });
+            }
+        }
+        Ok(())
+    }
+
+    fn read_kept(&self, dir: &std::path::Path, listed: &SealedFile, max: u64) -> Result<Vec<u8>, ContentError> {
         let name = || listed.name.clone();
-        let max = Manifest::MAX_BYTES as u64;
         let bytes = match read_bounded(&*self.disk, &dir.join(&listed.name), max)? {
             Some(Ok(bytes)) => bytes,
-            Some(Err(len)) => return Err(ManifestError::TooLong(usize::try_from(len).unwrap_or(usize::MAX)).into()),
+            Some(Err(found)) => return Err(ContentError::Size { name: name(), found, sealed: listed.size }),
             None => return Err(ContentError::Missing(name())),
         };
         let found = Sha256Sum::of(&bytes);
@@ -359,7 +386,16 @@ impl Contents<'_> {
         &self.manifest_bytes
     }
 
-    /// Reads every archive and shows what it holds, with the tablespace it is of. Everything is
+    /// Bytes that are laid down of the data directory and of each tablespace that has a place of its own.
+    pub fn sizes(&self) -> Vec<(Option<u32>, u64)> {
+        if self.seal.method == Method::Copied {
+            return self.copy_sizes();
+        }
+        let size = |archive: &BackupArchive| archive.file.unpacked.unwrap_or(archive.file.size);
+        self.archives.iter().map(|archive| (archive.tablespace, size(archive))).collect()
+    }
+
+    /// Reads every archive, or every copied file, and shows what it holds, with the tablespace it is of. Everything is
     /// compared; what was shown is right only once this has returned.
     ///
     /// # Errors
@@ -382,6 +418,9 @@ impl Contents<'_> {
         seen: &mut impl FnMut(Option<u32>, &TarEvent<'_>) -> Result<(), E>,
     ) -> Result<ContentsRead, ReadError<E>> {
         let mut pass = Pass { manifest: &self.manifest, comparison: Comparison::new(), kept: Kept::default() };
+        if self.seal.method == Method::Copied {
+            self.read_copy(&mut pass, seen)?;
+        }
         for archive in &self.archives {
             match archive.tablespace.filter(|oid| !needed(*oid)) {
                 Some(oid) => pass.take_as_listed(oid),
@@ -437,7 +476,7 @@ fn walk<E>(
     let name = || archive.file.name.clone();
     let decode = |source| ReadError::Content(ContentError::Decode { name: name(), source });
     let mut tar = TarReader::new();
-    let mut members = Members { archive, names: Names::new(), open: None };
+    let mut members = Members::new(&archive.file.name, archive.tablespace);
     let mut unpacked = 0;
     let mut decoder = codec::reader(archive.codec, raw).map_err(decode)?;
     let mut buffer = vec![0; CHUNK];
@@ -525,7 +564,8 @@ impl Pass<'_> {
 
 /// The members of one archive.
 struct Members<'a> {
-    archive: &'a BackupArchive,
+    name: &'a str,
+    tablespace: Option<u32>,
     names: Names,
     open: Option<OpenFile>,
 }
@@ -537,14 +577,18 @@ struct OpenFile {
     keep: bool,
 }
 
-impl Members<'_> {
+impl<'a> Members<'a> {
+    fn new(name: &'a str, tablespace: Option<u32>) -> Self {
+        Self { name, tablespace, names: Names::new(), open: None }
+    }
+
     fn take(&mut self, event: &TarEvent<'_>, pass: &mut Pass<'_>) -> Result<(), ContentError> {
         match (event, &mut self.open) {
             (TarEvent::Member(member), _) => {
-                let clash = |source| ContentError::Clash { name: self.archive.file.name.clone(), source };
+                let clash = |source| ContentError::Clash { name: self.name.to_owned(), source };
                 self.names.take(member).map_err(clash)?;
                 if let MemberKind::File { size } = member.kind {
-                    let path = match self.archive.tablespace {
+                    let path = match self.tablespace {
                         Some(oid) => member.path.in_tablespace(oid)?,
                         None => member.path.clone(),
                     };

@@ -321,7 +321,9 @@ impl Coverage {
         };
         coverage.gaps = coverage.find_gaps();
         coverage.islands = coverage.find_islands(&seals);
-        let whole: Vec<&Seal> = seals.iter().copied().filter(|seal| chain(backups, seal).is_ok()).collect();
+        let untested = |seal: &Seal| backups.iter().any(|entry| entry.id == seal.id && entry.untested);
+        let counts = |seal: &&Seal| chain(backups, seal).is_ok() && !untested(seal);
+        let whole: Vec<&Seal> = seals.iter().copied().filter(counts).collect();
         coverage.windows = coverage.find_windows(&whole);
         let held = |seal: &&&Seal| !coverage.may_hold(seal.start.lsn(), seal.stop);
         coverage.unheld = seals.iter().filter(held).map(|seal| seal.id).collect();

@@ -120,6 +120,20 @@ impl ServerVersion {
 pub enum Method {
     /// The server sent them, by BASE_BACKUP.
     Streamed,
+    /// The operator's command copied them into the backup's folder, between the server's calls that
+    /// start and stop a backup.
+    Copied,
+    /// The same, and they lie elsewhere: the backup holds what the server said, and its WAL.
+    External,
+    /// They lie elsewhere, and the WAL of the same instant with them: no calls to the server.
+    AtomicSnapshot,
+}
+
+impl Method {
+    /// Whether the data files are in the repository.
+    pub const fn holds_data(self) -> bool {
+        matches!(self, Self::Streamed | Self::Copied)
+    }
 }
 
 /// `backup.pending.json`: a backup that is being made, or whose WAL has not all arrived. It claims
@@ -317,6 +331,9 @@ pub struct Seal {
     pub segment_size: u64,
     /// How it was copied.
     pub method: Method,
+    /// Where the data lies, in the operator's words, if it is not in the repository.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// Where its WAL begins: its redo position.
     pub start: Pos,
     /// Exclusive end of the WAL it needs.
@@ -360,10 +377,35 @@ impl Document for Seal {
 impl Seal {
     /// The name of the manifest's file.
     pub const MANIFEST: &'static str = "backup_manifest";
+    /// The folder that holds the data directory, of a backup that a command copied.
+    pub const DATA: &'static str = "data";
+    /// The folder that holds a folder for each tablespace, of the same.
+    pub const TABLESPACES: &'static str = "tablespaces";
+    /// What the server said at the end, of a backup whose data lies elsewhere.
+    pub const LABEL: &'static str = "backup_label";
+    /// The same.
+    pub const TABLESPACE_MAP: &'static str = "tablespace_map";
+    /// The `pg_control` that was read last, of a backup from a standby whose data lies elsewhere.
+    pub const CONTROL: &'static str = "pg_control";
 
     /// What must be reached for the copied files to be one state.
     pub const fn end(&self) -> EndOfBackup {
-        if self.min_recovery_point.is_some() { EndOfBackup::Position } else { EndOfBackup::Record }
+        match self.method {
+            Method::AtomicSnapshot => EndOfBackup::Position,
+            _ if self.min_recovery_point.is_some() => EndOfBackup::Position,
+            Method::Streamed | Method::Copied | Method::External => EndOfBackup::Record,
+        }
+    }
+
+    /// Bytes of data files, if they are in the repository.
+    pub fn data_bytes(&self) -> Option<u64> {
+        self.method.holds_data().then_some(self.manifest.bytes)
+    }
+
+    /// Bytes that the backup takes in the repository.
+    pub fn stored_bytes(&self) -> u64 {
+        let listed = self.files.iter().map(|file| file.size).fold(0, u64::saturating_add);
+        if self.method == Method::Copied { listed.saturating_add(self.manifest.bytes) } else { listed }
     }
 
     /// The entry of one file.
@@ -414,5 +456,29 @@ mod tests {
             ]
         );
         assert_eq!(SegmentRange::all(&[]), []);
+    }
+
+    #[test]
+    fn where_a_backups_data_is() {
+        let (start, stop) = (super::super::tests::at(1 << 24), super::super::tests::at(1 << 25));
+        let id = BackupId::new(Timestamp::UNIX_EPOCH);
+        let file = SealedFile { name: "x".into(), size: 7, sha256: Sha256Sum::of(b""), unpacked: None };
+        let mut seal = super::super::tests::seal_of(id, start, stop, vec![file]);
+        seal.manifest.bytes = 100;
+        // As older programs have written it.
+        let text = String::from_utf8(super::super::write(&seal).unwrap()).unwrap();
+        assert!(text.contains("\"method\": \"streamed\"") && !text.contains("\"where\""), "{text}");
+        assert_eq!((seal.data_bytes(), seal.stored_bytes(), seal.end()), (Some(100), 7, EndOfBackup::Record));
+        seal.method = Method::Copied;
+        assert_eq!((seal.data_bytes(), seal.stored_bytes(), seal.end()), (Some(100), 107, EndOfBackup::Record));
+        seal.method = Method::External;
+        assert_eq!((seal.data_bytes(), seal.stored_bytes(), seal.end()), (None, 7, EndOfBackup::Record));
+        seal.min_recovery_point = Some(stop);
+        assert_eq!(seal.end(), EndOfBackup::Position);
+        (seal.method, seal.min_recovery_point) = (Method::AtomicSnapshot, None);
+        assert_eq!((seal.data_bytes(), seal.end()), (None, EndOfBackup::Position));
+        seal.place = Some("volume 7".to_owned());
+        let read: Seal = super::super::read(&super::super::write(&seal).unwrap()).unwrap();
+        assert_eq!(read, seal);
     }
 }

@@ -7,9 +7,12 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 use super::catalogue::{PENDING, SEAL};
-use super::{BackupId, Pending, Repository, RepositoryError, Seal, SegmentRange, publish, remove_if_there};
+use super::{
+    BackupId, ContentError, Method, Pending, Repository, RepositoryError, Seal, SegmentRange, publish, remove_if_there,
+};
 use crate::archive::{Durable, Proof};
-use crate::disk::{Access, DiskError, Lock, Trouble};
+use crate::disk::{Access, DiskError, Lock, Trouble, read_bounded};
+use crate::image::Manifest;
 use crate::wal::{Lsn, Pos};
 
 /// Seconds in a row whose names are tried: as many backups may have been begun at once.
@@ -88,6 +91,9 @@ pub enum SealError {
         /// What the seal says.
         expected: u64,
     },
+    /// A copied file is not there as the manifest lists it, or cannot be made durable.
+    #[error(transparent)]
+    Copy(Box<ContentError>),
     /// It cannot be written.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -230,7 +236,21 @@ impl BackupFolder {
                 return Err(wrong(Some(found)));
             }
         }
+        if seal.method == Method::Copied {
+            self.sync_copy(seal)?;
+        }
         let _names = disk.sync_dir(&self.dir)?;
         Ok(())
+    }
+
+    /// The copied files are listed in the manifest, which the seal lists.
+    fn sync_copy(&self, seal: &Seal) -> Result<(), SealError> {
+        let disk = &*self.repository.disk;
+        let path = self.dir.join(Seal::MANIFEST);
+        let copy = |source: ContentError| SealError::Copy(Box::new(source));
+        let bytes = read_bounded(disk, &path, Manifest::MAX_BYTES as u64)?.and_then(Result::ok);
+        let bytes = bytes.ok_or_else(|| copy(ContentError::Missing(Seal::MANIFEST.to_owned())))?;
+        let manifest = Manifest::parse(&bytes).map_err(|e| copy(e.into()))?;
+        super::copied::sync(disk, &self.dir, seal, &manifest).map_err(copy)
     }
 }

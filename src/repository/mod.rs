@@ -8,6 +8,7 @@
 mod catalogue;
 mod chain;
 mod contents;
+mod copied;
 mod coverage;
 mod documents;
 mod drills;
@@ -28,7 +29,9 @@ use thiserror::Error;
 
 pub use catalogue::{BackupEntry, BackupState, NotUsable, Which};
 pub use chain::{BrokenChain, chain, newest_base};
-pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, Layout, ReadError, check_base};
+pub use contents::{BackupArchive, ContentError, Contents, ContentsRead, Layout, ReadError, Said, check_base};
+pub use copied::TreeError;
+pub(crate) use copied::{Found, is_real_dir, list_tree, roots};
 pub use coverage::{Coverage, Gap, Island, Path as WalPath, Range, Stretch, Window, WindowEnd};
 pub use documents::{
     BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, ParseBackupIdError, PathStep, Pending, Seal,

@@ -178,6 +178,8 @@ pub enum Note {
     LacksWal(BackupId),
     /// What this backup is based on is not there: it does not count as one of the last.
     LacksParent(BackupId),
+    /// No drill of this snapshot has passed: it does not count as one of the last.
+    Untested(BackupId),
 }
 
 impl fmt::Display for Note {
@@ -198,6 +200,9 @@ impl fmt::Display for Note {
                 "backup {id} says that it ended at {time}, before an older one: the older one's time counts, \
                  and more stays than is asked for"
             ),
+            Self::Untested(id) => {
+                write!(f, "snapshot {id} does not count as one of the last, for no drill of it has passed")
+            }
             Self::LacksWal(id) => {
                 write!(
                     f,
@@ -286,7 +291,7 @@ pub fn plan(
 struct Held<'a> {
     seal: &'a Seal,
     marked: bool,
-    /// What is missing of it, as far as names tell: its WAL, or what it is based on.
+    /// What is missing of it, as far as names tell: its WAL, what it is based on, or a drill.
     lacks: Option<Note>,
     /// When it ended, or one before it in the order if that says it ended later: whichever clock was
     /// wrong, it counts as newer rather than older.
@@ -312,11 +317,11 @@ struct Deciding<'a> {
 
 impl<'a> Deciding<'a> {
     fn new(coverage: &'a Coverage, backups: &'a [BackupEntry], policy: &'a Policy, now: Timestamp) -> Self {
-        let mut sealed: Vec<_> = backups.iter().filter_map(|entry| Some((entry.kept, entry.seal()?))).collect();
+        let mut sealed: Vec<_> = backups.iter().filter_map(|entry| Some((entry, entry.seal()?))).collect();
         sealed.sort_by_key(|(_, seal)| (seal.start.tli(), seal.start.lsn(), seal.id));
         let mut latest = Timestamp::MIN;
         let mut notes = Vec::new();
-        let held = sealed.into_iter().map(|(marked, seal)| {
+        let held = sealed.into_iter().map(|(entry, seal)| {
             let stop_time = seal.stop_time.0;
             if stop_time < latest {
                 notes.push(Note::ClockWentBack(seal.id, seal.stop_time));
@@ -327,10 +332,12 @@ impl<'a> Deciding<'a> {
             latest = latest.max(stop_time);
             let lacks = if !coverage.may_hold(seal.start.lsn(), seal.stop) {
                 Some(Note::LacksWal(seal.id))
+            } else if entry.untested {
+                Some(Note::Untested(seal.id))
             } else {
                 chain(backups, seal).is_err().then_some(Note::LacksParent(seal.id))
             };
-            Held { seal, marked, lacks, ended: latest }
+            Held { seal, marked: entry.kept, lacks, ended: latest }
         });
         let sealed: Vec<_> = held.collect();
         if policy.window.is_none() {
@@ -451,7 +458,7 @@ impl<'a> Deciding<'a> {
                 (None, BackupState::Pending(pending)) if pending.ready.is_some() => Verdict::Remove(Remove::WalLost),
                 (None, _) => Verdict::Remove(Remove::GivenUp),
             };
-            let bytes = entry.seal().map(|seal| seal.files.iter().map(|file| file.size).sum());
+            let bytes = entry.seal().map(Seal::stored_bytes);
             Decision { id: entry.id, verdict, bytes }
         };
         let backups = self.backups.iter().map(decision).collect();

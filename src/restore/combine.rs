@@ -17,7 +17,8 @@ use crate::datadir::DataDir;
 use crate::disk::{Access, Disk, DiskError, File};
 use crate::image::{
     BadPath, Checksum, Compared, Hasher, Increment, IncrementReader, IncrementalError, Manifest, ManifestAlgorithm,
-    ManifestFile, Member, MemberKind, MemberPath, Sought, TablespaceMap, TarEvent, combined_label, stands_for,
+    ManifestFile, ManifestWriter, Member, MemberKind, MemberPath, Sought, TablespaceMap, TarEvent, combined_label,
+    stands_for,
 };
 use crate::repository::{BackupId, ContentsRead, Kind, Layout, Repository, Seal};
 
@@ -110,8 +111,9 @@ pub(super) fn combine(
         return Err(CombineError::Absent { id: child.0.id, path: path.clone() }.into());
     }
     let files = combine.finish(data, newest, &listed, layout, tell)?;
-    let modified = newest.stop_time.0.strftime("%Y-%m-%d %H:%M:%S GMT").to_string();
-    data.put(MANIFEST, &Manifest::write(newest.system_identifier, &files, listed.wal_ranges(), &modified))?;
+    let mut manifest = ManifestWriter::new(newest.server_version.major(), newest.system_identifier);
+    files.iter().for_each(|file| manifest.add(file, newest.stop_time.0));
+    data.put(MANIFEST, &manifest.finish(listed.wal_ranges()))?;
     let by_checksum = files.iter().filter(|file| file.checksum.is_some()).count() as u64;
     let bytes = files.iter().map(|file| file.size).sum();
     Ok(Combined { compared: Compared { files: files.len() as u64, bytes, by_checksum }, map: read.map })

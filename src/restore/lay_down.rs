@@ -157,7 +157,7 @@ fn keep(
 }
 
 /// The map with the new places.
-fn moved(map: TablespaceMap, plan: &Plan) -> TablespaceMap {
+pub(super) fn moved(map: TablespaceMap, plan: &Plan) -> TablespaceMap {
     let place = |entry: Tablespace| {
         let planned = plan.tablespaces.iter().find(|planned| planned.oid == entry.oid);
         match planned.and_then(|planned| planned.new.as_ref()) {
@@ -174,12 +174,17 @@ fn configure(data: &mut DataDir, plan: &Plan) -> Result<Vec<String>, RestoreErro
     copied.read(&data.content(CONF)?);
     copied.read(&data.content(AUTO_CONF)?);
     data.append(AUTO_CONF, &plan.source().lines(&plan.goal, &copied.targets()))?;
-    let (signal, other) = match plan.goal {
-        Goal::EndOfWal | Goal::Point(_) => ("recovery.signal", "standby.signal"),
-        Goal::Standby { .. } => ("standby.signal", "recovery.signal"),
-    };
+    let (signal, other) = signals(&plan.goal);
     // A standby's own is among the files that were copied from it.
     data.remove(other)?;
     data.replace(signal, b"")?;
     Ok(copied.advice(&plan.goal))
+}
+
+/// The file that says what the server is to do, and the one that would say something else.
+pub(super) const fn signals(goal: &Goal) -> (&'static str, &'static str) {
+    match goal {
+        Goal::EndOfWal | Goal::Point(_) => ("recovery.signal", "standby.signal"),
+        Goal::Standby { .. } => ("standby.signal", "recovery.signal"),
+    }
 }

@@ -7,6 +7,7 @@
 
 mod combine;
 mod configure;
+mod in_place;
 mod lay_down;
 mod plan;
 mod target;
@@ -19,6 +20,7 @@ use thiserror::Error;
 
 pub use combine::CombineError;
 pub(crate) use configure::line as setting_line;
+pub use in_place::{FillError, prepare};
 pub use lay_down::{RestoreEvent, Restored, lay_down};
 pub(crate) use plan::barrier;
 pub use plan::{
@@ -69,12 +71,23 @@ pub struct Mapping {
     pub new: PathBuf,
 }
 
+/// Who fills the data directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Filling {
+    /// The restore, from the repository.
+    Restore,
+    /// The operator has, from where the data lies: it is made ready in place.
+    Operator,
+    /// The same for a drill, which may use what is not tested.
+    OperatorForDrill,
+}
+
 /// What to restore, where to, and to what end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Options {
     /// The backup.
     pub which: Which,
-    /// The data directory: it must not exist, or be empty, if there is to be nothing to keep.
+    /// The data directory: it must not exist, or be empty, unless there is something to keep or the operator has filled it.
     pub target: PathBuf,
     /// Tablespaces that are to lie elsewhere than they did.
     pub mappings: Vec<Mapping>,
@@ -87,6 +100,8 @@ pub struct Options {
     pub goal: Goal,
     /// Which timeline it goes along; of no meaning for a standby.
     pub along: Along,
+    /// Who fills the data directory.
+    pub filling: Filling,
     /// This program, which the server calls for WAL.
     pub program: PathBuf,
 }
@@ -100,6 +115,23 @@ pub enum RestoreError {
     /// It does not fit what it is based on.
     #[error("the backup cannot be combined with what it is based on: {0}")]
     Combine(#[from] CombineError),
+    /// Its data is not in the repository.
+    #[error("the data of backup {id} is not in the repository; it lies at {place}")]
+    Elsewhere {
+        /// Which.
+        id: BackupId,
+        /// Where the data lies, in the operator's words.
+        place: String,
+    },
+    /// Its data is in the repository.
+    #[error("the data of backup {0} is in the repository: it is laid down in an empty directory")]
+    NotElsewhere(BackupId),
+    /// Nothing has shown yet that a server starts from it.
+    #[error("backup {0} is a snapshot of which no drill has passed")]
+    Untested(BackupId),
+    /// What the operator has filled cannot be used.
+    #[error(transparent)]
+    Fill(#[from] FillError),
     /// Its WAL is not all there, or not valid.
     #[error("backup {id} cannot be restored: {source}")]
     NotProven {

@@ -50,6 +50,7 @@ impl Scene {
             owner: root().then_some(NOBODY),
             goal: Goal::EndOfWal,
             along: Along::Latest,
+            filling: Filling::Restore,
             program: "/bin/true".into(),
         }
     }

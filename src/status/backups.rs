@@ -15,6 +15,8 @@ use crate::wal::{Lsn, Pos};
 pub enum Stage {
     /// It is sealed. Only such a one is ever offered for restore.
     Complete,
+    /// It is sealed, and a snapshot: it is offered once a drill of it has passed.
+    Untested,
     /// A process is making it.
     Running,
     /// Its copy is complete, and its WAL has not all come.
@@ -53,6 +55,8 @@ pub struct BackupStatus {
     pub stop: Option<Pos>,
     /// When it was begun and had ended, of a complete one.
     pub times: Option<[Time; 2]>,
+    /// Where its data lies, unchecked, if it is not in the repository.
+    pub place: Option<String>,
     /// Bytes of data that it holds, as the manifest lists them.
     pub data_bytes: Option<u64>,
     /// Bytes of its files.
@@ -118,6 +122,7 @@ fn one(
         start: entry.start(),
         stop: entry.stop(),
         times: None,
+        place: None,
         data_bytes: None,
         stored_bytes: None,
         held: false,
@@ -149,8 +154,9 @@ fn complete(backup: BackupStatus, seal: &Seal, windows: &[WindowStatus], reader:
         label: Some(seal.label.clone()),
         kind: Some(seal.kind),
         times: Some([seal.start_time, seal.stop_time]),
-        data_bytes: Some(seal.manifest.bytes),
-        stored_bytes: Some(seal.files.iter().map(|file| file.size).sum()),
+        place: seal.place.clone(),
+        data_bytes: seal.data_bytes(),
+        stored_bytes: Some(seal.stored_bytes()),
         held: !reader.lacks_wal(seal.id),
         window_end: ends.max_by_key(|end| (end.pos.tli(), end.pos.lsn())),
         ..backup
@@ -159,6 +165,7 @@ fn complete(backup: BackupStatus, seal: &Seal, windows: &[WindowStatus], reader:
 
 fn stage(entry: &BackupEntry) -> Stage {
     match &entry.state {
+        BackupState::Sealed(_) if entry.untested => Stage::Untested,
         BackupState::Sealed(_) => Stage::Complete,
         _ if entry.running => Stage::Running,
         BackupState::Pending(pending) if pending.ready.is_some() => Stage::Pending,
@@ -172,6 +179,7 @@ impl Stage {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Complete => "complete",
+            Self::Untested => "untested",
             Self::Running => "running",
             Self::Pending => "pending",
             Self::Unfinished => "unfinished",

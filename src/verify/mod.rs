@@ -133,7 +133,8 @@ fn verify_cut(
     let backups = entries.iter().map(|entry| {
         let verdict = match &entry.state {
             BackupState::Sealed(_) => chains.next().map_or_else(Verdict::unread, |(number, chain)| {
-                of_sealed(&seals, number, chain, &mut outcomes).unwrap_or_else(|reason| Verdict::NotUsable { reason })
+                of_sealed(&seals, number, chain, &mut outcomes, entry.untested)
+                    .unwrap_or_else(|reason| Verdict::NotUsable { reason })
             }),
             BackupState::Pending(pending) => seal::not_sealed(repository, entry, Some(pending)),
             BackupState::Unfinished => seal::not_sealed(repository, entry, None),
@@ -162,6 +163,7 @@ fn of_sealed(
     number: usize,
     chain: Result<Vec<&Seal>, BrokenChain>,
     outcomes: &mut Outcomes,
+    untested: bool,
 ) -> Result<Verdict, String> {
     let chain = chain.map_err(|e| e.to_string())?;
     let wal = outcomes.wal(number)?;
@@ -174,7 +176,8 @@ fn of_sealed(
     }
     let files = outcomes.files(Some(number))?;
     let seal = chain.first().ok_or(jobs::NOT_READ)?;
-    Ok(Verdict::Usable { checked: backup::checked(seal, &wal, files) })
+    let checked = backup::checked(seal, &wal, files);
+    Ok(if untested { Verdict::Untested { checked } } else { Verdict::Usable { checked } })
 }
 
 #[cfg(test)]

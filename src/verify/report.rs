@@ -44,6 +44,11 @@ pub enum Verdict {
         /// What was read.
         checked: Checked,
     },
+    /// All that was checked is right, and it counts for nothing before a drill of it has passed.
+    Untested {
+        /// What was read.
+        checked: Checked,
+    },
     /// It cannot.
     NotUsable {
         /// The first thing that is wrong.
@@ -85,6 +90,9 @@ pub struct Checked {
     pub segments: u64,
     /// History files that are as the seal says.
     pub history_files: u64,
+    /// Where its data lies, unchecked, if it is not in the repository.
+    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// What could not be checked.
     pub not_checked: Vec<String>,
 }
@@ -213,8 +221,12 @@ impl fmt::Display for BackupReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.verdict {
             Verdict::Usable { checked } => {
-                write!(f, "{}  USABLE      {checked}", self.id)?;
+                let word = if checked.place.is_some() { "USABLE (data unchecked)" } else { "USABLE     " };
+                write!(f, "{}  {word} {checked}", self.id)?;
                 checked.not_checked.iter().try_for_each(|what| write!(f, "; not checked: {what}"))
+            }
+            Verdict::Untested { checked } => {
+                write!(f, "{}  UNTESTED    {checked}; usable once a drill of it has passed", self.id)
             }
             Verdict::NotUsable { reason } => write!(f, "{}  NOT USABLE  {reason}", self.id),
             Verdict::NotSealed { reason, .. } => write!(f, "{}  NOT SEALED  {reason}", self.id),
@@ -224,6 +236,9 @@ impl fmt::Display for BackupReport {
 
 impl fmt::Display for Checked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            return write!(f, "{} WAL segments; data at {}", self.segments, place.escape_debug());
+        }
         write!(f, "{} files with {} bytes, {} WAL segments", self.files, self.bytes, self.segments)
     }
 }

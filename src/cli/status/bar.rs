@@ -180,7 +180,7 @@ pub(super) const fn mark(backup: &BackupStatus) -> char {
         Stage::Complete if backup.is_usable() => 'B',
         Stage::Complete | Stage::Damaged | Stage::Unfinished => 'x',
         Stage::Running => 'r',
-        Stage::Pending => 'w',
+        Stage::Untested | Stage::Pending => 'w',
     }
 }
 

@@ -145,7 +145,7 @@ fn kept(slot: &SlotStatus) -> String {
 
 fn backups(lines: &mut Lines, status: &Status, now: Timestamp) {
     let count = |stage| status.backups.iter().filter(|backup| backup.stage == stage).count();
-    let stages = [Stage::Complete, Stage::Running, Stage::Pending, Stage::Unfinished, Stage::Damaged];
+    let stages = [Stage::Complete, Stage::Untested, Stage::Running, Stage::Pending, Stage::Unfinished, Stage::Damaged];
     let counts = stages.map(|stage| (count(stage), stage.word()));
     let counts: Vec<_> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}")).collect();
     lines.add("backups", &if counts.is_empty() { "none".to_owned() } else { counts.join(", ") });
@@ -165,7 +165,9 @@ fn complete(backup: &BackupStatus, now: Timestamp) -> String {
     let age = backup.age(now).map_or_else(String::new, |age| format!(" ended {} ago", span(age)));
     let stored = backup.stored_bytes.map_or_else(String::new, |bytes| format!(", {} stored", HumanBytes(bytes)));
     let label = backup.label.as_ref().map_or_else(String::new, |label| format!(", {label:?}"));
-    format!("{}{age}{stored}{label}", backup.id)
+    let place =
+        backup.place.as_ref().map_or_else(String::new, |place| format!(", data (unchecked) at {}", plain(place)));
+    format!("{}{age}{stored}{label}{place}", backup.id)
 }
 
 fn drill(status: &Status, now: Timestamp) -> String {
@@ -183,6 +185,7 @@ fn unfinished(backup: &BackupStatus) -> Option<String> {
         (Stage::Complete, _, Some(why)) => Some(format!("cannot be restored: {why}")),
         (Stage::Complete, ..) if backup.held => None,
         (Stage::Complete, ..) => Some("cannot be restored: its WAL is not all held".to_owned()),
+        (Stage::Untested, ..) => Some("cannot be restored before a drill of it has passed".to_owned()),
         (_, Some(waiting), _) => {
             let held = waiting.held.map_or_else(|| "nothing is held".to_owned(), |held| format!("held up to {held}"));
             Some(format!("waiting for WAL up to {} ({held})", waiting.needs.lsn()))

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustix::io::Errno;
 
@@ -243,7 +244,8 @@ impl State {
     }
 
     pub(super) fn meta(&self, id: Id) -> Meta {
-        Meta { len: self.file(id).map_or(0, |file| file.cache.len()), kind: self.kind(id), mode: 0o600, links: 1 }
+        let (len, modified) = (self.file(id).map_or(0, |file| file.cache.len()), SystemTime::UNIX_EPOCH);
+        Meta { len, kind: self.kind(id), mode: 0o600, links: 1, modified }
     }
 
     /// Bytes in all files that have a name.

@@ -1,74 +1,123 @@
-//! A manifest of our own, as a server would have written it (`pg_combinebackup/write_manifest.c`).
+//! A manifest of our own, in the form in which a server writes one (`backup_manifest.c`), for a copy that
+//! no server made.
 
-use std::fmt::Write as _;
-
+use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use super::{Manifest, ManifestFile, WalRange};
+use super::{CHECKSUM_KEY, CLOSING, ManifestFile, WalRange};
 
-impl Manifest {
-    /// A manifest of version 2 that lists these files, each as last modified at `modified`, which is text of the form
-    /// `2026-11-22 05:15:00 GMT`. The same values give the same bytes.
-    pub fn write(system_identifier: u64, files: &[ManifestFile], ranges: &[WalRange], modified: &str) -> Vec<u8> {
-        let mut text = format!(
-            "{{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": {system_identifier},\n\"Files\": ["
-        );
-        for (index, file) in files.iter().enumerate() {
-            text.push_str(if index == 0 { "\n" } else { ",\n" });
-            text.push_str(&line(file, modified));
-        }
-        text.push_str("\n],\n\"WAL-Ranges\": [\n");
-        for (index, WalRange { tli, start, end }) in ranges.iter().enumerate() {
-            text.push_str(if index == 0 { "" } else { ",\n" });
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{{ \"Timeline\": {tli}, \"Start-LSN\": \"{start}\", \"End-LSN\": \"{end}\" }}");
-        }
-        text.push_str("\n],\n");
-        let sum = Sha256::digest(text.as_bytes());
-        text.push_str("\"Manifest-Checksum\": \"");
-        text.push_str(&hex(&sum));
-        text.push_str("\"}\n");
-        text.into_bytes()
+/// Servers from this major version on name the cluster.
+const NAMES_CLUSTER: u32 = 17;
+
+/// Takes the files one by one.
+#[derive(Debug)]
+pub struct ManifestWriter {
+    text: Vec<u8>,
+    files: u64,
+    bytes: u64,
+}
+
+impl ManifestWriter {
+    /// For a server of that major version.
+    pub fn new(major: u32, system_identifier: u64) -> Self {
+        let cluster = format!("\"System-Identifier\": {system_identifier},\n");
+        let (version, cluster) = if major >= NAMES_CLUSTER { (2, cluster) } else { (1, String::new()) };
+        let head = format!("{{ \"PostgreSQL-Backup-Manifest-Version\": {version},\n{cluster}\"Files\": [");
+        Self { text: head.into_bytes(), files: 0, bytes: 0 }
     }
-}
 
-fn line(file: &ManifestFile, modified: &str) -> String {
-    let name = match file.path.as_str() {
-        Some(path) => format!("\"Path\": {}", serde_json::Value::from(path)),
-        None => format!("\"Encoded-Path\": \"{}\"", hex(file.path.as_bytes())),
-    };
-    let sum = file.checksum.as_ref().map_or_else(String::new, |sum| {
-        format!(", \"Checksum-Algorithm\": \"{}\", \"Checksum\": \"{sum}\"", sum.algorithm())
-    });
-    format!("{{ {name}, \"Size\": {}, \"Last-Modified\": \"{modified}\"{sum} }}", file.size)
-}
+    /// The next file, and when its content last changed.
+    pub fn add(&mut self, file: &ManifestFile, modified: Timestamp) {
+        let path = match file.path.as_str() {
+            Some(text) => format!("\"Path\": {}", serde_json::Value::from(text)),
+            None => {
+                let hex: String = file.path.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("\"Encoded-Path\": \"{hex}\"")
+            }
+        };
+        let checksum = file.checksum.as_ref().map(|checksum| {
+            format!(", \"Checksum-Algorithm\": \"{}\", \"Checksum\": \"{checksum}\"", checksum.algorithm())
+        });
+        let (size, checksum) = (file.size, checksum.unwrap_or_default());
+        let modified = modified.strftime("%Y-%m-%d %H:%M:%S GMT");
+        let comma = if self.files == 0 { "" } else { "," };
+        let line = format!("{comma}\n{{ {path}, \"Size\": {size}, \"Last-Modified\": \"{modified}\"{checksum} }}");
+        self.text.extend_from_slice(line.as_bytes());
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(size);
+    }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    /// Bytes of the manifest so far.
+    pub fn size(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Files so far, and their bytes.
+    pub const fn listed(&self) -> (u64, u64) {
+        (self.files, self.bytes)
+    }
+
+    /// The manifest, with its own checksum; the newest range of WAL comes first.
+    pub fn finish(mut self, wal: &[WalRange]) -> Vec<u8> {
+        let range = |WalRange { tli, start, end }: &WalRange| {
+            format!("{{ \"Timeline\": {tli}, \"Start-LSN\": \"{start}\", \"End-LSN\": \"{end}\" }}")
+        };
+        let ranges: Vec<String> = wal.iter().map(range).collect();
+        self.text.extend_from_slice(format!("\n],\n\"WAL-Ranges\": [\n{}\n],", ranges.join(",\n")).as_bytes());
+        let covered = CHECKSUM_KEY.get(..1).unwrap_or_default();
+        let sum = Sha256::new().chain_update(&self.text).chain_update(covered).finalize();
+        self.text.extend_from_slice(CHECKSUM_KEY);
+        self.text.extend(sum.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()));
+        self.text.extend_from_slice(CLOSING);
+        self.text
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Hasher, ManifestAlgorithm, MemberPath};
+    use crate::image::{Hasher, Manifest, ManifestAlgorithm, MemberPath};
     use crate::wal::{Lsn, TimelineId};
+
+    fn file(name: &[u8], content: &[u8], algorithm: ManifestAlgorithm) -> ManifestFile {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(content);
+        let path = MemberPath::new(name).unwrap();
+        ManifestFile { path, size: content.len() as u64, checksum: hasher.finish() }
+    }
 
     #[test]
     fn what_is_written_is_read() {
-        let mut hasher = Hasher::new(ManifestAlgorithm::Crc32c);
-        hasher.update(b"x");
-        let sum = hasher.finish();
-        let file = |path: &[u8], checksum| ManifestFile { path: MemberPath::new(path).unwrap(), size: 7, checksum };
-        let files = [file(b"base/1/\"odd\\\n", sum), file(b"caf\xe9", None)];
-        let (tli, start, end) = (TimelineId::FIRST, Lsn::new(0x1_0200_0028), Lsn::new(0x1_0300_0000));
-        let ranges = [WalRange { tli, start, end }, WalRange { tli, start, end: start }];
-        let bytes = Manifest::write(u64::MAX, &files, &ranges, "2026-11-22 05:15:00 GMT");
-        let manifest = Manifest::parse(&bytes).unwrap();
-        assert_eq!((manifest.files(), manifest.wal_ranges()), (&files[..], &ranges[..]));
-        assert_eq!((manifest.version(), manifest.system_identifier()), (2, Some(u64::MAX)));
-        assert!(Manifest::parse(&Manifest::write(1, &[], &ranges, "x")).unwrap().files().is_empty());
+        let time: Timestamp = "2026-11-22T11:57:49Z".parse().unwrap();
+        let wal = WalRange { tli: TimelineId::FIRST, start: Lsn::new(0x200_0028), end: Lsn::new(0x200_0100) };
+        let files = [
+            file(b"a\"b\\\n", b"x", ManifestAlgorithm::Sha512),
+            file(b"base/1/1247", b"abc", ManifestAlgorithm::Crc32c),
+            file(b"odd\xe9", b"", ManifestAlgorithm::None),
+        ];
+        for (major, version, cluster) in [(13, 1, None), (16, 1, None), (17, 2, Some(u64::MAX))] {
+            let mut writer = ManifestWriter::new(major, u64::MAX);
+            files.iter().for_each(|file| writer.add(file, time));
+            assert_eq!(writer.listed(), (3, 4));
+            let manifest = Manifest::parse(&writer.finish(&[wal])).unwrap();
+            assert_eq!((manifest.version(), manifest.system_identifier()), (version, cluster));
+            assert_eq!(manifest.files(), files);
+            assert_eq!(manifest.wal_ranges(), [wal]);
+        }
+    }
+
+    #[test]
+    fn its_lines_are_those_of_a_server() {
+        let mut writer = ManifestWriter::new(15, 1);
+        writer.add(&file(b"base/1/1247", b"abc", ManifestAlgorithm::Crc32c), "2026-11-22T11:57:49Z".parse().unwrap());
+        let wal = WalRange { tli: TimelineId::FIRST, start: Lsn::new(0x200_0028), end: Lsn::new(0x200_0100) };
+        let text = String::from_utf8(writer.finish(&[wal])).unwrap();
+        let (body, sum) = text.split_once("\"Manifest-Checksum\"").unwrap();
+        let expected = crate::image::manifest::tests::version_1(
+            r#"{ "Path": "base/1/1247", "Size": 3, "Last-Modified": "2026-11-22 11:57:49 GMT", "Checksum-Algorithm": "CRC32C", "Checksum": "b73f4b36" }"#,
+            r#"{ "Timeline": 1, "Start-LSN": "0/2000028", "End-LSN": "0/2000100" }"#,
+        );
+        assert_eq!(body, expected);
+        assert!(sum.starts_with(": \"") && sum.ends_with("\"}\n"));
     }
 }

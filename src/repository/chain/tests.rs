@@ -11,7 +11,7 @@ fn entry(n: u32, parent: Option<u32>) -> BackupEntry {
     let mut seal = seal_of(id(n), pos(at + 40), pos(at + 400), Vec::new());
     seal.parent = parent.map(id);
     seal.kind = if parent.is_some() { Kind::Incremental } else { Kind::Full };
-    BackupEntry { id: id(n), state: BackupState::Sealed(Box::new(seal)), running: false, kept: false }
+    BackupEntry { id: id(n), state: BackupState::Sealed(Box::new(seal)), running: false, kept: false, untested: false }
 }
 
 fn ids(entries: &[BackupEntry], n: usize) -> Result<Vec<BackupId>, BrokenChain> {

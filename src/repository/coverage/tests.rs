@@ -45,7 +45,7 @@ pub(in crate::repository) fn id(n: u32) -> BackupId {
 
 pub(in crate::repository) fn backup(n: u32, start: Pos, stop: Pos) -> BackupEntry {
     let seal = seal_of(id(n), start, stop, Vec::new());
-    BackupEntry { id: id(n), state: BackupState::Sealed(Box::new(seal)), running: false, kept: false }
+    BackupEntry { id: id(n), state: BackupState::Sealed(Box::new(seal)), running: false, kept: false, untested: false }
 }
 
 fn coverage(text: &str, histories: Vec<History>, backups: &[BackupEntry]) -> Coverage {

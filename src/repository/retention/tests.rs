@@ -92,7 +92,13 @@ fn pending(n: u32, start: Pos, stop: Option<Pos>, ready: bool) -> BackupEntry {
     let Seal { label, system_identifier, server_version, method, .. } = seal.clone();
     let ready = ready.then(|| Box::new(Seal { stop_time: days_ago(3), ..seal }));
     let state = Pending { id: id(n), label, system_identifier, server_version, method, start, stop, ready };
-    BackupEntry { id: id(n), state: BackupState::Pending(Box::new(state)), running: false, kept: false }
+    BackupEntry {
+        id: id(n),
+        state: BackupState::Pending(Box::new(state)),
+        running: false,
+        kept: false,
+        untested: false,
+    }
 }
 
 /// Long ago, by its name.
@@ -109,6 +115,20 @@ fn the_last_ones_stay_with_all_wal_from_their_start() {
     assert_eq!(scene.goes(&last(9)), (vec![], "1:5-9".to_owned()));
     assert_eq!(scene.reasons(&last(1), 4), [Keep::Newest, Keep::Last]);
     assert_eq!(Policy::new(None, None, DAY), None);
+}
+
+/// A snapshot of which nobody knows whether a server starts from it replaces no backup.
+#[test]
+fn p4_a_snapshot_without_a_drill_does_not_count() {
+    let mut scene = Scene::new("1:5-45 1:46p", vec![], daily(4));
+    scene.entry(4).untested = true;
+    assert_eq!(scene.goes(&last(1)), (vec![1, 2], "1:5-29".to_owned()));
+    assert_eq!(scene.reasons(&last(1), 3), [Keep::Newest, Keep::Last]);
+    assert_eq!(scene.reasons(&last(1), 4), [Keep::Newest, Keep::Last]);
+    assert_eq!(scene.try_plan(&last(1)).unwrap().notes, [Note::Untested(id(4))]);
+    let coverage = scene.coverage();
+    let windows: Vec<BackupId> = coverage.windows().iter().flat_map(|window| window.backups().to_vec()).collect();
+    assert!(windows.contains(&id(3)) && !windows.contains(&id(4)), "{windows:?}");
 }
 
 #[test]

@@ -78,6 +78,7 @@ impl Scene {
             mappings: Vec::new(),
             delta: false,
             along: crate::restore::Along::Latest,
+            filling: crate::restore::Filling::Restore,
             owner: rustix::process::geteuid().is_root().then_some(Owner { user: 65534, group: 65534 }),
             goal: Goal::EndOfWal,
             program: "/bin/true".into(),

@@ -15,11 +15,12 @@ use super::combine::sizes;
 use super::configure::Source;
 use super::target::{Aim, Along, Near, Target};
 use super::unreachable::{Beside, Unreachable};
-use super::{Goal, Options, Owner, RestoreError};
+use super::{Filling, Goal, Options, Owner, RestoreError, in_place};
 use crate::repository::{BackupEntry, BackupId, BackupState, NotUsable, Repository, Seal, Which};
 use crate::wal::Segment;
 pub use estimate::Estimate;
 pub(crate) use places::barrier;
+pub(super) use places::check_mappings;
 pub use places::{Place, PlannedTablespace, Space};
 use places::{absolute, check_apart, check_made, check_owner, measure, place, place_tablespaces, shown};
 use wal::{Ask, leads_on, plan_wal};
@@ -162,17 +163,28 @@ fn plan_of(
     let sizes = if chain.len() > 1 { sizes(repository, &chain)? } else { HashMap::new() };
     let based_on = chain.drain(1..).map(|seal| seal.id).collect();
     let backup = chain.swap_remove(0);
+    check_filling(repository, &backup, options.filling)?;
     prove(repository, &backup)?;
     let (repo, program) = (absolute(repository.dir())?, absolute(&options.program)?);
     let disk = &**repository.disk();
+    let filled = options.filling != Filling::Restore;
     let target = match options.delta {
+        _ if filled => in_place::filled(disk, absolute(&options.target)?, &backup)?,
         true => delta::target(disk, &options.target, backup.system_identifier)?,
         false => place(disk, &options.target)?,
     };
-    let tablespaces = place_tablespaces(disk, &backup, &target, &options.mappings)?;
+    let tablespaces = match filled {
+        true => in_place::tablespaces(disk, &backup, &options.mappings)?,
+        false => place_tablespaces(disk, &backup, &target, &options.mappings)?,
+    };
     check_apart(&repo, &target, &tablespaces)?;
-    let space = measure(repository, &backup, &sizes, &target, &tablespaces)?;
     check_owner(options.owner, &program, &repo)?;
+    let space = if filled {
+        in_place::check(repository, &backup, &target.path, &tablespaces, options.owner)?;
+        Vec::new()
+    } else {
+        measure(repository, &backup, &sizes, &target, &tablespaces)?
+    };
     let mut notes = notes(repository, &backup, options)?;
     let (wal, gap) = plan_wal(&repository.archive(), &backup, ask, near, &mut notes)?;
     check_made(disk, &wal, &tablespaces, &mut notes)?;
@@ -210,6 +222,19 @@ impl Plan {
     }
 }
 
+/// Whether the data is where it is to come from.
+fn check_filling(repository: &Repository, backup: &Seal, filling: Filling) -> Result<(), RestoreError> {
+    match (backup.method.holds_data(), filling) {
+        (true, Filling::Restore) => Ok(()),
+        (true, Filling::Operator | Filling::OperatorForDrill) => Err(RestoreError::NotElsewhere(backup.id)),
+        (false, Filling::Restore) => {
+            Err(RestoreError::Elsewhere { id: backup.id, place: backup.place.clone().unwrap_or_default() })
+        }
+        (false, Filling::Operator) if repository.is_untested(backup) => Err(RestoreError::Untested(backup.id)),
+        (false, Filling::Operator | Filling::OperatorForDrill) => Ok(()),
+    }
+}
+
 /// The proof of the backup's WAL, again, and what else can be seen without reading the data files.
 fn prove(repository: &Repository, backup: &Seal) -> Result<(), RestoreError> {
     let id = backup.id;
@@ -218,7 +243,11 @@ fn prove(repository: &Repository, backup: &Seal) -> Result<(), RestoreError> {
     let archive = repository.archive();
     let proof = archive.prove(backup.start.lsn(), backup.stop, backup.end());
     let _proof = proof.map_err(|source| RestoreError::NotProven { id, source })?;
-    let _files = repository.contents(backup).map_err(content)?;
+    if backup.method.holds_data() {
+        let _files = repository.contents(backup).map_err(content)?;
+    } else {
+        let _said = repository.said(backup).map_err(content)?;
+    }
     Ok(())
 }
 

@@ -82,14 +82,7 @@ pub(super) fn place_tablespaces(
     target: &Place,
     mappings: &[Mapping],
 ) -> Result<Vec<PlannedTablespace>, RestoreError> {
-    for (index, mapping) in mappings.iter().enumerate() {
-        if mappings.iter().take(index).any(|before| before.old == mapping.old) {
-            return Err(RestoreError::MappedTwice(mapping.old.clone()));
-        }
-        if !backup.tablespaces.iter().any(|tablespace| Path::new(&tablespace.location) == mapping.old) {
-            return Err(RestoreError::NoSuchTablespace { id: backup.id, old: mapping.old.clone() });
-        }
-    }
+    check_mappings(backup, mappings)?;
     let mut planned = Vec::new();
     for tablespace in &backup.tablespaces {
         let old = PathBuf::from(&tablespace.location);
@@ -103,6 +96,19 @@ pub(super) fn place_tablespaces(
         planned.push(PlannedTablespace { oid: tablespace.oid, old, new });
     }
     Ok(planned)
+}
+
+/// Each must be of a tablespace of the backup, and of another than those before.
+pub(in crate::restore) fn check_mappings(backup: &Seal, mappings: &[Mapping]) -> Result<(), RestoreError> {
+    for (index, mapping) in mappings.iter().enumerate() {
+        if mappings.iter().take(index).any(|before| before.old == mapping.old) {
+            return Err(RestoreError::MappedTwice(mapping.old.clone()));
+        }
+        if !backup.tablespaces.iter().any(|tablespace| Path::new(&tablespace.location) == mapping.old) {
+            return Err(RestoreError::NoSuchTablespace { id: backup.id, old: mapping.old.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// No two places may lie in each other, and none in the repository.
@@ -147,19 +153,18 @@ pub(super) fn measure(
     target: &Place,
     tablespaces: &[PlannedTablespace],
 ) -> Result<Vec<Space>, RestoreError> {
-    let archives = backup.archives().map_err(|source| RestoreError::Content { id: backup.id, source })?;
+    let contents = repository.contents(backup).map_err(|source| RestoreError::Content { id: backup.id, source })?;
     // By the device's number.
     let mut needed: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
-    for archive in archives {
-        let planned = tablespaces.iter().find(|planned| Some(planned.oid) == archive.tablespace);
+    for (tablespace, size) in contents.sizes() {
+        let planned = tablespaces.iter().find(|planned| Some(planned.oid) == tablespace);
         let path = planned.and_then(|planned| planned.new.as_ref()).map_or(&target.path, |place| &place.path);
         let there = existing(path);
         let meta = std::fs::metadata(there).map_err(|source| RestoreError::Path { path: there.to_owned(), source })?;
         let (_, sum) = needed.entry(meta.dev()).or_insert_with(|| (path.clone(), 0));
-        let stored = archive.file.unpacked.unwrap_or(archive.file.size);
         *sum = sum.saturating_add(match backup.kind {
-            Kind::Full => stored,
-            Kind::Incremental => sizes.get(&archive.tablespace).copied().unwrap_or_default(),
+            Kind::Full => size,
+            Kind::Incremental => sizes.get(&tablespace).copied().unwrap_or_default(),
         });
     }
     let places = [target].into_iter().chain(tablespaces.iter().filter_map(|tablespace| tablespace.new.as_ref()));

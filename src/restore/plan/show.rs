@@ -19,9 +19,13 @@ impl fmt::Display for Plan {
         }
         let state = |place: &Place| match place {
             Place { filled: true, .. } => "what differs is rewritten, what is not in the backup is removed",
+            Place { exists: true, .. } if backup.place.is_some() => "filled",
             Place { exists: true, .. } => "empty",
             Place { .. } => "new",
         };
+        if let Some(data) = &backup.place {
+            writeln!(f, "data        not checked, from {}", data.escape_debug())?;
+        }
         writeln!(f, "to          {} ({})", self.target.path.display(), state(&self.target))?;
         for tablespace in &self.tablespaces {
             let (oid, old) = (tablespace.oid, tablespace.old.display());
