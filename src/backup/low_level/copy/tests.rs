@@ -255,7 +255,7 @@ impl Disk for Restless {
         remove_tree(path: &Path) -> ();
         make_dir(path: &Path, mode: u32) -> crate::disk::Synced;
         symlink(target: &Path, path: &Path) -> ();
-        read_link(path: &Path) -> Option<std::path::PathBuf>;
+        read_link(path: &Path) -> Option<PathBuf>;
         set_access(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> ();
         sync_filesystem(path: &Path) -> crate::disk::Synced;
         list(path: &Path) -> Vec<crate::disk::Entry>;
