@@ -81,6 +81,10 @@ impl Disk for Slow {
         self.disk.remove_tree(path)
     }
 
+    fn add_dir(&self, path: &Path, mode: u32) -> Result<(), DiskError> {
+        self.disk.add_dir(path, mode)
+    }
+
     fn make_dir(&self, path: &Path, mode: u32) -> Result<Synced, DiskError> {
         self.disk.make_dir(path, mode)
     }

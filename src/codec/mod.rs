@@ -1,6 +1,7 @@
 //! Compression, told by a file's suffix: `.zst`, `.lz4`, `.gz`. What is written can be read with
 //! the stock programs of these names, and what they write can be read here.
 
+mod ahead;
 mod frames;
 mod packing;
 mod read;
@@ -12,6 +13,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+pub use ahead::Ahead;
 pub use frames::{ZSTD_FRAME, ZstdFrames};
 pub use packing::{Method, Packer, Packing, ParsePackingError};
 pub use read::{DecodeError, Fault, reader};

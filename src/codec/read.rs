@@ -143,7 +143,7 @@ impl<R: Read> Engine<R> {
 }
 
 /// Whether a frame begins here; `false` at the end of the file.
-fn begins<R: Read>(codec: Codec, source: &mut Source<R>, otherwise: Fault) -> io::Result<bool> {
+pub(super) fn begins<R: Read>(codec: Codec, source: &mut Source<R>, otherwise: Fault) -> io::Result<bool> {
     let found = source.peek(4)?;
     let magic = match codec {
         _ if found.is_empty() => return Ok(false),
@@ -156,7 +156,7 @@ fn begins<R: Read>(codec: Codec, source: &mut Source<R>, otherwise: Fault) -> io
     if magic { Ok(true) } else { Err(wrong(codec, otherwise)) }
 }
 
-fn wrong(codec: Codec, fault: Fault) -> io::Error {
+pub(super) fn wrong(codec: Codec, fault: Fault) -> io::Error {
     let kind = match fault {
         Fault::Truncated => io::ErrorKind::UnexpectedEof,
         _ => io::ErrorKind::InvalidData,

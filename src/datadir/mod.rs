@@ -245,7 +245,8 @@ impl DataDir {
             self.directory(parent, None)?;
         }
         if known.is_none() {
-            let _made = self.disk.make_dir(path, 0o700)?;
+            // Durable with all else: a sync here would wait for what has been written so far.
+            self.disk.add_dir(path, 0o700)?;
             self.dirs.insert(path.to_owned(), Dir { mode, wanted: true });
         }
         Ok(())
@@ -348,13 +349,17 @@ impl DataDir {
     /// When one cannot be made.
     pub fn link_tablespaces(&mut self) -> Result<(), DataDirError> {
         let links = self.places.data.join(TABLESPACES);
-        for TablespacePlace { oid, path } in self.places.tablespaces.clone() {
-            if let Some(path) = path {
-                self.directory(&links, None)?;
-                self.link(&path, &links.join(oid.to_string()))?;
-                let _name = self.disk.sync_dir(&links)?;
-            }
+        let tablespaces = self.places.tablespaces.clone();
+        let outside: Vec<_> = tablespaces.into_iter().filter_map(|t| Some((t.oid, t.path?))).collect();
+        if outside.is_empty() {
+            return Ok(());
         }
+        self.directory(&links, None)?;
+        for (oid, path) in outside {
+            self.link(&path, &links.join(oid.to_string()))?;
+        }
+        let _names = self.disk.sync_dir(&links)?;
+        let _above = self.disk.sync_parent(&links)?;
         Ok(())
     }
 

@@ -336,7 +336,7 @@ fn a_new_one_that_is_cut_off_is_gone_on_with() {
     data.finish(SyncMethod::Fsync).unwrap();
     let whole = tree(&disk, Path::new("/top"));
     for prefix in disk.prefixes().skip(marked) {
-        for image in prefix.crash_images(1, 1) {
+        for image in prefix.crash_images(3, 4) {
             reuse(Arc::new(image.clone()), plain(Path::new("/top"))).unwrap_or_else(|e| panic!("{e}: {image:?}"));
             assert_eq!(tree(&image, Path::new("/top")), whole, "{image:?}");
         }

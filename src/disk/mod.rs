@@ -164,11 +164,21 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// When it cannot; part of it may be gone.
     fn remove_tree(&self, path: &Path) -> Result<(), DiskError>;
 
-    /// Makes one directory, durable on return. It fails if the name is taken.
+    /// Makes one directory. It fails if the name is taken. Not durable until [`Disk::sync_dir`] of the
+    /// one it is in.
     ///
     /// # Errors
     /// When the name exists or the parent does not.
-    fn make_dir(&self, path: &Path, mode: u32) -> Result<Synced, DiskError>;
+    fn add_dir(&self, path: &Path, mode: u32) -> Result<(), DiskError>;
+
+    /// The same, durable on return.
+    ///
+    /// # Errors
+    /// When the name exists or the parent does not, or it may be lost.
+    fn make_dir(&self, path: &Path, mode: u32) -> Result<Synced, DiskError> {
+        self.add_dir(path, mode)?;
+        self.sync_parent(path)
+    }
 
     /// Makes a directory and those above it that are missing, all durable on return.
     ///

@@ -236,9 +236,8 @@ impl Disk for Real {
         fs::remove_dir_all(path).map_err(wrong("remove", path))
     }
 
-    fn make_dir(&self, path: &Path, mode: u32) -> Result<Synced, DiskError> {
-        fs::DirBuilder::new().mode(mode).create(path).map_err(wrong("make directory", path))?;
-        self.sync_parent(path)
+    fn add_dir(&self, path: &Path, mode: u32) -> Result<(), DiskError> {
+        fs::DirBuilder::new().mode(mode).create(path).map_err(wrong("make directory", path))
     }
 
     fn symlink(&self, target: &Path, path: &Path) -> Result<(), DiskError> {

@@ -467,9 +467,8 @@ impl Disk for Simulated {
         Ok(())
     }
 
-    fn make_dir(&self, path: &Path, _mode: u32) -> Result<Synced, DiskError> {
-        self.world().make("make directory", path, Made::Directory)?;
-        self.sync_parent(path)
+    fn add_dir(&self, path: &Path, _mode: u32) -> Result<(), DiskError> {
+        self.world().make("make directory", path, Made::Directory).map(drop)
     }
 
     fn symlink(&self, target: &Path, path: &Path) -> Result<(), DiskError> {

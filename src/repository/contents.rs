@@ -16,7 +16,7 @@ use thiserror::Error;
 use super::copied::TreeError;
 use super::{BackupId, Kind, Method, Repository, Seal, SealedFile, Sha256Sum};
 use crate::archive::ArchiveError;
-use crate::codec::{self, Codec};
+use crate::codec::{Ahead, Codec};
 use crate::disk::{Access, AlignedBuf, DiskError, File, Trouble, read_bounded};
 use crate::image::{
     BackupLabel, BadPath, Compared, Comparison, ControlError, ControlFile, Difference, FeedError, Hasher, LabelError,
@@ -26,7 +26,7 @@ use crate::image::{
 use crate::wal::{Pos, TimelineId};
 
 /// How much is read at a time.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 1 << 20;
 
 /// The files that are kept while they pass; larger ones are none that a server writes.
 const MAX_KEPT: usize = 1 << 20;
@@ -450,8 +450,10 @@ impl Contents<'_> {
             Err(e) if e.trouble() == Trouble::Missing => return Err(ContentError::Missing(name()).into()),
             Err(e) => return Err(ContentError::Disk(e).into()),
         };
-        let mut raw = Hashed::new(file);
-        let unpacked = walk(archive, &mut raw, pass, seen)?;
+        let decode = |source| ReadError::Content(ContentError::Decode { name: name(), source });
+        let mut ahead = Ahead::new(archive.codec, Hashed::new(file)).map_err(decode)?;
+        let unpacked = walk(archive, &mut ahead, pass, seen)?;
+        let raw = ahead.finish().ok_or_else(|| decode(io::Error::other("it was not read to its end")))?;
         if raw.at() != archive.file.size {
             return Err(ContentError::Size { name: name(), found: raw.at(), sealed: archive.file.size }.into());
         }
@@ -469,33 +471,29 @@ impl Contents<'_> {
 /// Reads one archive to its end; its uncompressed length.
 fn walk<E>(
     archive: &BackupArchive,
-    raw: &mut Hashed,
+    ahead: &mut Ahead<Hashed>,
     pass: &mut Pass<'_>,
     seen: &mut impl FnMut(Option<u32>, &TarEvent<'_>) -> Result<(), E>,
 ) -> Result<u64, ReadError<E>> {
     let name = || archive.file.name.clone();
-    let decode = |source| ReadError::Content(ContentError::Decode { name: name(), source });
     let mut tar = TarReader::new();
     let mut members = Members::new(&archive.file.name, archive.tablespace);
     let mut unpacked = 0;
-    let mut decoder = codec::reader(archive.codec, raw).map_err(decode)?;
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let n = match decoder.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(decode(e)),
-        };
-        unpacked += n as u64;
+    while let Some(piece) =
+        ahead.piece().map_err(|source| ReadError::Content(ContentError::Decode { name: name(), source }))?
+    {
+        unpacked += piece.len() as u64;
         let mut event = |event: TarEvent<'_>| {
             members.take(&event, pass)?;
             seen(archive.tablespace, &event).map_err(ReadError::Seen)
         };
-        tar.feed(buffer.get(..n).unwrap_or_default(), &mut event).map_err(|e| match e {
-            FeedError::Tar(source) => ContentError::Tar { name: name(), source }.into(),
-            FeedError::Seen(e) => e,
-        })?;
+        for part in piece.chunks(CHUNK) {
+            tar.feed(part, &mut event).map_err(|e| match e {
+                FeedError::Tar(source) => ContentError::Tar { name: name(), source }.into(),
+                FeedError::Seen(e) => e,
+            })?;
+        }
+        ahead.recycle(piece);
     }
     tar.finish().map_err(|source| ContentError::Tar { name: name(), source })?;
     Ok(unpacked)

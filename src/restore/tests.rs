@@ -372,6 +372,34 @@ fn p6_nothing_is_written_outside_the_target() {
     hostile(vec![file("PG_VERSION/x")], "below a file");
 }
 
+/// P6: a size that lies, however large, takes neither memory nor room, and nothing is left of it.
+#[test]
+fn p6_sizes_that_lie_are_refused() {
+    let octal = |size: u64| format!("{size:011o} ").into_bytes();
+    let binary = |size: u64| [&[0x80, 0, 0, 0][..], &size.to_be_bytes()].concat();
+    for (size, expected) in [
+        (octal(10), "the padding after \"base/5/1259\" is not zeros"),
+        (octal(0), "has no valid checksum"),
+        (octal(100 << 20), "in the middle of \"base/5/1259\""),
+        (binary(i64::MAX as u64), "in the middle of \"base/5/1259\""),
+        (binary(1 << 63), "no valid size"),
+        (binary(u64::MAX), "no valid size"),
+    ] {
+        let scene = Scene::new(Parts::new());
+        let mut seal = scene.seal.clone();
+        let mut archive = tar(&Parts::new().base);
+        let at = archive.chunks(512).position(|block| block.starts_with(b"base/5/1259\0")).unwrap() * 512;
+        archive[at + 124..at + 136].copy_from_slice(&size);
+        archive[at + 148..at + 156].fill(b' ');
+        let sum: u32 = archive[at..at + 512].iter().map(|byte| u32::from(*byte)).sum();
+        archive[at + 148..at + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        reseal(&scene.repository, &mut seal, "base.tar.zst", &zstd::encode_all(&archive[..], 1).unwrap());
+        let refused = scene.restore(&scene.options()).unwrap_err();
+        assert!(refused.to_string().contains(expected), "{refused} is not about {expected}");
+        assert_eq!(scene.all(), Vec::<String>::new());
+    }
+}
+
 #[test]
 fn targets_that_are_in_use_are_refused() {
     let scene = Scene::new(Parts::new().with_tablespace(16385, "/srv/t1").with_tablespace(16386, "/srv/t2"));
