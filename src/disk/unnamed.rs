@@ -39,7 +39,7 @@ impl Real {
             Err(_) => {}
         }
         let temporary = beside(path);
-        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).map_err(wrong)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&temporary).map_err(wrong)?;
         Ok(Unnamed { file, path: path.to_owned(), temporary: Some(temporary) })
     }
 }
@@ -49,8 +49,16 @@ impl Unnamed {
     ///
     /// # Errors
     /// When it cannot.
-    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         self.file.write_all_at(bytes, offset).map_err(|e| DiskError::new("write", &self.path, e))
+    }
+
+    /// Reads what has been written there, all of it.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
+        self.file.read_exact_at(into, offset).map_err(|e| DiskError::new("read", &self.path, e))
     }
 
     /// Gives it its name, in place of what bears it. Nothing is synced.
@@ -84,7 +92,7 @@ fn without_name(path: &Path, mode: u32) -> io::Result<fs::File> {
     }
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let flag = i32::try_from(OFlags::TMPFILE.bits()).map_err(|_| Errno::OPNOTSUPP)?;
-    OpenOptions::new().write(true).custom_flags(flag).mode(mode).open(dir)
+    OpenOptions::new().read(true).write(true).custom_flags(flag).mode(mode).open(dir)
 }
 
 /// What the kernel and its file systems say that do not know files without a name.
@@ -123,7 +131,7 @@ mod tests {
     /// Both ways, whatever this file system knows.
     fn both(path: &Path) -> [Unnamed; 2] {
         let temporary = beside(path);
-        let file = OpenOptions::new().write(true).create_new(true).open(&temporary).unwrap();
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary).unwrap();
         let named = Unnamed { file, path: path.to_owned(), temporary: Some(temporary) };
         [Real::create_unnamed(path, 0o600).unwrap(), named]
     }
@@ -135,7 +143,7 @@ mod tests {
     #[test]
     fn what_is_not_named_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        for mut file in both(&dir.path().join("a")) {
+        for file in both(&dir.path().join("a")) {
             file.write_at(0, b"half").unwrap();
         }
         assert_eq!(names(dir.path()), 0);
@@ -145,10 +153,13 @@ mod tests {
     fn a_name_is_that_of_a_whole_file_and_replaces_another() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        for (i, mut file) in both(&path).into_iter().enumerate() {
+        for (i, file) in both(&path).into_iter().enumerate() {
             fs::write(&path, b"a longer one that was there").unwrap();
             file.write_at(0, format!("whole {i}").as_bytes()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), b"a longer one that was there");
+            let mut back = [0; 4];
+            file.read_at(1, &mut back).unwrap();
+            assert_eq!(back, *b"hole");
             file.name().unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), format!("whole {i}"));
             fs::remove_file(&path).unwrap();
@@ -165,7 +176,7 @@ mod tests {
                 let path = &path;
                 scope.spawn(move || {
                     for _ in 0..20 {
-                        let mut file = Real::create_unnamed(path, 0o600).unwrap();
+                        let file = Real::create_unnamed(path, 0o600).unwrap();
                         file.write_at(0, &vec![thread; 10_000]).unwrap();
                         file.name().unwrap();
                     }

@@ -1,19 +1,19 @@
 //! Putting what is given where the server looks for it: under its name when all of it is there and
 //! checked.
 
-use std::sync::mpsc;
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, ScopedJoinHandle};
 
 use super::{Holdings, Request};
-use crate::archive::{Archive, SegmentReader};
+use crate::archive::{Archive, ArchiveError, SegmentReader};
 use crate::disk::{DiskError, Real, Unnamed};
 use crate::wal::{Broken, Chain, Seed};
 
 /// The server's umask leaves of this what its files have.
 const MODE: u32 = 0o640;
 
-/// So many pieces may be written and not checked yet.
-const AHEAD: usize = 4;
+/// So much is checked at a time.
+const PIECE: usize = 256 << 10;
 
 /// Gives a complete segment, if its records go on to its end: a damaged one would look like the end of
 /// WAL to the server, and end the recovery.
@@ -55,7 +55,7 @@ pub(super) fn give_valid_part(
 
 /// Gives a file of a few bytes.
 pub(super) fn give_bytes(request: &Request, content: &[u8]) -> Result<(), String> {
-    let put = |out: &mut Unnamed| out.write_at(0, content).map(|()| true).map_err(|e| e.to_string());
+    let put = |out: &Unnamed| out.write_at(0, content).map(|()| true).map_err(|e| e.to_string());
     write_out(request, put).map(|_| ())
 }
 
@@ -64,60 +64,81 @@ struct Copied {
     broken: Option<Broken>,
 }
 
-/// Copies bytes as long as the chain goes on. They are checked beside the copying: the server waits for
-/// both.
-fn copy(reader: &mut SegmentReader, chain: &mut Chain, out: &mut Unnamed) -> Result<Copied, String> {
-    let (to_check, pieces) = mpsc::sync_channel::<Vec<u8>>(AHEAD);
-    let (checked, spare) = mpsc::channel();
-    let check = move || {
-        for piece in pieces {
-            chain.feed(&piece, &mut |_| {})?;
-            // Nobody may want its memory any more.
-            let _ = checked.send(piece);
-        }
-        Ok(())
-    };
-    let (bytes, broken) = thread::scope(|scope| {
+/// How far the copying is.
+#[derive(Default)]
+struct Progress {
+    written: AtomicU64,
+    ended: AtomicBool,
+}
+
+/// Copies bytes as long as the chain goes on. What has been written is checked by a second thread: the
+/// server waits for both.
+fn copy(reader: &mut SegmentReader, chain: &mut Chain, out: &Unnamed) -> Result<Copied, String> {
+    let progress = Progress::default();
+    thread::scope(|scope| {
+        let check = || check(chain, out, &progress);
         let checker = thread::Builder::new().spawn_scoped(scope, check).map_err(|e| format!("cannot start: {e}"))?;
-        let bytes = copy_pieces(reader, out, &to_check, &spare);
-        drop(to_check);
+        let copied = copy_bytes(reader, out, &progress, &checker);
+        progress.ended.store(true, Ordering::Release);
+        checker.thread().unpark();
         let broken = checker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok::<_, String>((bytes?, broken.err()))
-    })?;
-    Ok(Copied { bytes, broken })
+        let bytes = copied.map_err(|e| e.to_string())?;
+        Ok(Copied { bytes, broken: broken.map_err(|e| e.to_string())? })
+    })
 }
 
 /// Copies until the file's end, or until nobody checks what comes; bytes of the segment.
-fn copy_pieces(
+fn copy_bytes<T>(
     reader: &mut SegmentReader,
-    out: &mut Unnamed,
-    to_check: &mpsc::SyncSender<Vec<u8>>,
-    spare: &mpsc::Receiver<Vec<u8>>,
-) -> Result<u64, String> {
+    out: &Unnamed,
+    progress: &Progress,
+    checker: &ScopedJoinHandle<'_, T>,
+) -> Result<u64, ArchiveError> {
     let size = reader.segment().size().bytes();
     let mut bytes = 0;
     loop {
-        let read = reader.fill().map_err(|e| e.to_string())?;
+        let piece = reader.fill()?;
         // A byte more than a segment has is enough to know that it is too long.
-        if read.is_empty() || bytes > size {
+        if piece.is_empty() || bytes > size || checker.is_finished() {
             return Ok(bytes);
         }
-        let n = read.len();
+        let n = piece.len();
         let room = usize::try_from(size.saturating_sub(bytes)).unwrap_or(usize::MAX).min(n);
-        let mut piece = spare.try_recv().unwrap_or_default();
-        piece.clear();
-        piece.extend_from_slice(read);
-        out.write_at(bytes, piece.get(..room).unwrap_or(&piece)).map_err(|e| e.to_string())?;
+        out.write_at(bytes, piece.get(..room).unwrap_or(piece))?;
         reader.consume(n);
         bytes += n as u64;
-        if to_check.send(piece).is_err() {
-            return Ok(bytes);
+        progress.written.store(bytes.min(size), Ordering::Release);
+        checker.thread().unpark();
+    }
+}
+
+/// Feeds the chain with what has been written, until the copying has ended.
+fn check(chain: &mut Chain, out: &Unnamed, progress: &Progress) -> Result<Option<Broken>, DiskError> {
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    loop {
+        // In this order: what was written before the end is seen with it.
+        let ended = progress.ended.load(Ordering::Acquire);
+        let written = progress.written.load(Ordering::Acquire);
+        if at == written {
+            if ended {
+                return Ok(None);
+            }
+            thread::park();
+            continue;
         }
+        let n = usize::try_from(written - at).unwrap_or(usize::MAX).min(PIECE);
+        let piece = buffer.get_mut(..n).unwrap_or_default();
+        out.read_at(at, piece)?;
+        if let Err(broken) = chain.feed(piece, &mut |_| {}) {
+            return Ok(Some(broken));
+        }
+        at += n as u64;
     }
 }
 
 /// Makes everything from `from` to `to` zeros.
-fn pad(out: &mut Unnamed, from: u64, to: u64) -> Result<(), DiskError> {
+fn pad(out: &Unnamed, from: u64, to: u64) -> Result<(), DiskError> {
     let zeros = vec![0; 256 << 10];
     let mut at = from;
     while at < to {
@@ -131,10 +152,10 @@ fn pad(out: &mut Unnamed, from: u64, to: u64) -> Result<(), DiskError> {
 /// Writes the destination anew. It gets its name when `put` says that it is to be given, so that no half
 /// of a file is seen whatever ends this process, nor by another that wants the same name. Not synced: the
 /// server renames it durably itself (`KeepFileRestoredFromArchive`).
-fn write_out(request: &Request, put: impl FnOnce(&mut Unnamed) -> Result<bool, String>) -> Result<bool, String> {
+fn write_out(request: &Request, put: impl FnOnce(&Unnamed) -> Result<bool, String>) -> Result<bool, String> {
     let path = request.data_directory.join(&request.destination);
-    let mut out = Real::create_unnamed(&path, MODE).map_err(|e| e.to_string())?;
-    let given = put(&mut out)?;
+    let out = Real::create_unnamed(&path, MODE).map_err(|e| e.to_string())?;
+    let given = put(&out)?;
     if given {
         out.name().map_err(|e| e.to_string())?;
     }
