@@ -100,6 +100,13 @@ pub enum ArchiveError {
     },
 }
 
+impl ArchiveError {
+    /// Whether a file could be read, and its content is what is wrong.
+    pub fn is_of_content(&self) -> bool {
+        matches!(self, Self::Decode { source, .. } if read::is_about_data(source))
+    }
+}
+
 impl Archive {
     /// The folder `dir`, which must exist, for segments of `size`. Without a `system_id` the first
     /// segment that is read tells whose WAL it is. New files get `file_mode`.

@@ -222,7 +222,7 @@ fn up_to_the_fault(codec: Codec, file: &Shared, offset: u64) -> io::Result<Vec<u
 }
 
 /// Whether the file could be read, and it is its content that is wrong.
-fn is_about_data(e: &io::Error) -> bool {
+pub(super) fn is_about_data(e: &io::Error) -> bool {
     e.get_ref().is_some_and(|inner| inner.is::<DecodeError>())
 }
 

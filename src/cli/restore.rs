@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::Failure;
 use super::values::{mapping, owner};
 use crate::disk::Real;
+use crate::protocol::SlotName;
 use crate::repository::{Repository, Which};
 use crate::restore::{Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, lay_down, plan};
 
@@ -39,6 +40,9 @@ pub(super) struct Arguments {
     /// How the standby reaches its primary
     #[arg(long, value_name = "CONNSTR", requires = "standby")]
     primary_conninfo: Option<String>,
+    /// Replication slot that the standby streams with; its primary must have it
+    #[arg(long, value_name = "NAME", requires = "standby")]
+    primary_slot: Option<SlotName>,
     /// Put the tablespace that lay at OLD at NEW; "=" in a path is written "\="
     #[arg(short = 'T', long, value_name = "OLD=NEW", value_parser = mapping)]
     tablespace_mapping: Vec<Mapping>,
@@ -75,7 +79,7 @@ impl Arguments {
         let program = std::env::current_exe()
             .map_err(|e| Failure::error(format!("cannot find out where this program lies: {e}")))?;
         let goal = if self.standby {
-            Goal::Standby { primary_conninfo: self.primary_conninfo.clone() }
+            Goal::Standby { primary_conninfo: self.primary_conninfo.clone(), primary_slot: self.primary_slot.clone() }
         } else {
             Goal::EndOfWal
         };

@@ -39,7 +39,8 @@ impl Real {
             Err(_) => {}
         }
         let temporary = beside(path);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&temporary).map_err(wrong)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&temporary).map_err(wrong)?;
         Ok(Unnamed { file, path: path.to_owned(), temporary: Some(temporary) })
     }
 }

@@ -132,7 +132,7 @@ fn configure(layer: &mut Layer<'_>, plan: &Plan) -> Result<Vec<String>, RestoreE
     copied.read(&layer.content(CONF)?);
     let mut auto = layer.content(AUTO_CONF)?;
     copied.read(&auto);
-    auto.extend(plan.source().lines(&plan.goal, &copied.targets()));
+    auto.extend(plan.source().lines(&plan.goal, &copied.overruled(&plan.goal)));
     layer.replace(AUTO_CONF, &auto)?;
     let (signal, other) = match plan.goal {
         Goal::EndOfWal => ("recovery.signal", "standby.signal"),

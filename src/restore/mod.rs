@@ -23,6 +23,7 @@ pub use wal_get::{Outcome, Request, run as run_wal_get, wal_get};
 use crate::archive::{ArchiveError, NotProven};
 use crate::disk::DiskError;
 use crate::image::{BadPath, TablespaceMapError};
+use crate::protocol::SlotName;
 use crate::repository::{BackupId, ContentError, NotUsable, RepositoryError, Which};
 
 /// What the restored server is to do.
@@ -34,6 +35,8 @@ pub enum Goal {
     Standby {
         /// How the primary is reached; without it the archive alone is followed.
         primary_conninfo: Option<String>,
+        /// The slot with which the primary keeps WAL for it.
+        primary_slot: Option<SlotName>,
     },
 }
 

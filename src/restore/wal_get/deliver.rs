@@ -26,6 +26,7 @@ pub(super) fn give_complete(request: &Request, archive: &Archive, mut reader: Se
         Copied { broken: Some(broken), .. } => Err(format!(
             "segment {segment} in the archive is damaged: {broken}; with --end-at-gap {segment} recovery ends there"
         )),
+        Copied { fault: Some(e), .. } => Err(e.to_string()),
         Copied { bytes, .. } if bytes != size.bytes() => {
             Err(format!("segment {segment} in the archive has {bytes} bytes and must have {}", size.bytes()))
         }
@@ -60,8 +61,11 @@ pub(super) fn give_bytes(request: &Request, content: &[u8]) -> Result<(), String
 }
 
 struct Copied {
+    /// Bytes of the segment.
     bytes: u64,
     broken: Option<Broken>,
+    /// Why the file cannot be decoded to its end.
+    fault: Option<ArchiveError>,
 }
 
 /// How far the copying is.
@@ -82,8 +86,12 @@ fn copy(reader: &mut SegmentReader, chain: &mut Chain, out: &Unnamed) -> Result<
         progress.ended.store(true, Ordering::Release);
         checker.thread().unpark();
         let broken = checker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let bytes = copied.map_err(|e| e.to_string())?;
-        Ok(Copied { bytes, broken: broken.map_err(|e| e.to_string())? })
+        let broken = broken.map_err(|e| e.to_string())?;
+        match copied {
+            Ok(bytes) => Ok(Copied { bytes, broken, fault: None }),
+            Err(e) if e.is_of_content() => Ok(Copied { bytes: 0, broken, fault: Some(e) }),
+            Err(e) => Err(e.to_string()),
+        }
     })
 }
 
