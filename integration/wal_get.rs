@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
-use crate::backup::{backup, restore};
+use crate::backup::{backup, give_up_after, restore};
 use crate::cluster::{Cluster, Lsn};
 use crate::load::{Load, compare};
 use crate::program::{Ended, receive, run, walhold};
-use crate::room::{Outcome, Room};
-use crate::stock::{names, segment_at, segments};
+use crate::room::{Outcome, Room, SOON, wait_until};
+use crate::stock::{first_byte, names, segment_at, segments};
 
 const SEGMENT: u64 = 1 << 20;
 
@@ -115,22 +116,47 @@ pub(crate) fn recovery(room: &Room) -> Outcome {
     let data = room.path("restored-data");
     restore(room, &repo, &data, &[]).expect(0);
     let mut server = Cluster::restored(room, "restored", data);
+    give_up_after(room, &server, "300ms");
 
     fs::rename(&repo, &away).unwrap();
     server.start_in_vain();
     fs::rename(&away, &repo).unwrap();
 
+    // In the middle: one file is lost, or may not be read; or all of it is away.
     let segment = segment_at(1, middle, SEGMENT);
     let lost = names(&repo.join("wal")).into_iter().find(|name| name.starts_with(&segment)).expect("a segment");
-    fs::rename(repo.join("wal").join(&lost), &away).unwrap();
+    let lost = repo.join("wal").join(lost);
+    let hidden = room.path("hidden");
+    fs::rename(&lost, &hidden).unwrap();
     server.start_in_vain();
-    fs::rename(&away, repo.join("wal").join(&lost)).unwrap();
+    fs::rename(&hidden, &lost).unwrap();
+    let may = |mode| fs::set_permissions(&lost, fs::Permissions::from_mode(mode)).unwrap();
+    may(0o000);
+    server.start_in_vain();
 
-    assert!(!server.log().contains("archive recovery complete"), "{}", server.log());
-    server.start();
+    give_up_after(room, &server, "60s");
+    let come = |server: &Cluster<'_>| server.whole_log().matches(&before(&segment)).count();
+    let times = come(&server);
+    server.launch();
+    wait_until("recovery to come to it", SOON, || come(&server) > times);
+    fs::rename(&repo, &away).unwrap();
+    room.make_dir(&repo);
+    let lost = away.join("wal").join(lost.file_name().unwrap());
+    fs::set_permissions(&lost, fs::Permissions::from_mode(0o600)).unwrap();
+    std::thread::sleep(Duration::from_millis(1000));
+    assert!(!server.whole_log().contains("redo done"), "{}", server.log());
+    fs::remove_dir(&repo).unwrap();
+    fs::rename(&away, &repo).unwrap();
+    server.wait_for_answer();
     server.wait_for_promotion();
     compare(&acknowledged, &server);
     Ok(())
+}
+
+/// What the server says when it has got the segment before this one.
+fn before(segment: &str) -> String {
+    let Lsn(start) = first_byte(segment, SEGMENT);
+    format!("restored log file \"{}\" from archive", segment_at(1, Lsn(start - 1), SEGMENT))
 }
 
 #[track_caller]
