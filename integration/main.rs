@@ -134,6 +134,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("pg_receivewal_waits_for_a_server_that_is_away", pg_receivewal::waits),
     ("pg_receivewal_is_better_where_the_real_one_is_wrong", pg_receivewal::better),
     ("readme_commands_work", readme::commands_work),
+    ("p7_stock_tools_restore_by_the_readmes_steps", readme::by_hand),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
     ("p8_a_recovery_does_not_end_while_its_repository_is_away", wal_get::recovery),
     ("p8_a_standby_restored_from_the_repository_follows", backup::standby),

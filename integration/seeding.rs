@@ -20,7 +20,7 @@ fn space(room: &Room, server: &str, name: &str) -> String {
 }
 
 /// A primary whose accounts lie in one tablespace, and their index in another.
-fn with_tablespaces<'a>(room: &'a Room, name: &str) -> Cluster<'a> {
+pub(crate) fn with_tablespaces<'a>(room: &'a Room, name: &str) -> Cluster<'a> {
     let primary = Cluster::new(room, name);
     for each in SPACES {
         room.make_dir(Path::new(&space(room, name, each)));
