@@ -10,10 +10,11 @@ use crate::room::{Outcome, Room, SOON, User, skip};
 use crate::stock::{assert_contiguous, plain_copy, waldump};
 
 /// A small file system in memory, unmounted when dropped.
-struct Mount(PathBuf);
+pub(crate) struct Mount(PathBuf);
 
 impl Mount {
-    fn new(room: &Room, at: &Path, megabytes: u32) -> Option<Self> {
+    /// `None` where the machine does not let us.
+    pub(crate) fn new(room: &Room, at: &Path, megabytes: u32) -> Option<Self> {
         let User(uid, gid) = room.user()?;
         room.make_dir(at);
         let options = format!("size={megabytes}m,uid={uid},gid={gid},mode=0700");

@@ -5,11 +5,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::backup::{backup, give_up_after, restore};
 use crate::cluster::{Cluster, Lsn};
+use crate::disk_full::Mount;
 use crate::load::{Load, compare};
-use crate::program::{Ended, receive, run, walhold};
-use crate::room::{Outcome, Room, SOON, wait_until};
+use crate::program::{Ended, receive, run, start, walhold};
+use crate::room::{Outcome, Room, SOON, skip, wait_until};
 use crate::stock::{first_byte, names, segment_at, segments};
 
 const SEGMENT: u64 = 1 << 20;
@@ -90,6 +93,65 @@ pub(crate) fn contract(room: &Room) -> Outcome {
     let nowhere = room.path("no/such/folder");
     run(walhold(room, "wal-get").arg("--repo").arg(&repo).arg(&first).arg(&nowhere)).expect(255);
     wal_get(room, &repo, &first).expect(0);
+    interrupted(room, &repo, &first);
+    orphaned(room, &repo, &hole);
+    without_room(room, &repo, &first)
+}
+
+/// Ended at any moment, by a signal that it does not catch, it leaves the whole file or nothing.
+fn interrupted(room: &Room, repo: &Path, file: &str) {
+    let folder = room.path("interrupted");
+    room.make_dir(&folder);
+    let mut whole = 0;
+    for step in 0..60 {
+        let target = folder.join("RECOVERYXLOG");
+        let running = start(walhold(room, "wal-get").arg("--repo").arg(repo).arg(file).arg(&target));
+        std::thread::sleep(Duration::from_micros(step * 300));
+        let ended = running.end_by(if step % 2 == 0 { Signal::TERM } else { Signal::KILL });
+        assert!(ended.killed() || ended.status.code() == Some(0), "{ended}");
+        match fs::metadata(&target) {
+            Ok(meta) => assert_eq!(meta.len(), SEGMENT, "half a file was left"),
+            Err(_) => assert!(ended.killed(), "{ended}"),
+        }
+        whole += names(&folder).len();
+        assert!(names(&folder).iter().all(|name| name == "RECOVERYXLOG"), "{:?}", names(&folder));
+        let _ = fs::remove_file(&target);
+    }
+    assert!(whole < 60, "none was interrupted");
+}
+
+/// One that still asks when its server has gone must not give the next server a file that that one has not
+/// asked for.
+fn orphaned(room: &Room, repo: &Path, file: &str) {
+    let (held, hidden, target) = (repo.join("wal").join(file), room.path("hidden"), room.path("orphaned"));
+    fs::rename(&held, &hidden).unwrap();
+    let line = format!(
+        "{} wal-get --repo {} --unknown-timeout 30s {} {} & sleep 0.5",
+        room.program().display(),
+        repo.display(),
+        file.split('.').next().unwrap(),
+        target.display()
+    );
+    run(room.command("/bin/sh").args(["-c", &line])).expect(0).says("whoever asked has gone");
+    fs::rename(&hidden, &held).unwrap();
+    assert!(!target.exists());
+}
+
+/// A disk that is full is not the end of WAL, which `cp` would say.
+fn without_room(room: &Room, repo: &Path, file: &str) -> Outcome {
+    let Some(_disk) = Mount::new(room, &room.path("small"), 1) else {
+        skip!("a small file system can be mounted only by root, where the machine allows it");
+    };
+    let target = room.path("small").join("RECOVERYXLOG");
+    room.write(&room.path("small").join("other"), [7; 100_000]);
+    let ask = |file: &str| {
+        let flags = ["--unknown-timeout", "100ms", file];
+        run(walhold(room, "wal-get").arg("--repo").arg(repo).args(flags).arg(&target))
+    };
+    ask(file).expect(255).says("No space left");
+    assert_eq!(names(&room.path("small")), ["other"]);
+    fs::remove_file(room.path("small").join("other")).unwrap();
+    ask(file).expect(0);
     Ok(())
 }
 
