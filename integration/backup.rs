@@ -1,15 +1,17 @@
 //! P3: a backup is sealed with its WAL, and what is sealed restores.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::cluster::{Cluster, Setup};
+use crate::cluster::{Cluster, Setup, Stop};
 use crate::load::{Load, compare};
 use crate::program::{Ended, receive, run, start, walhold};
 use crate::room::{Outcome, Room, SOON, wait_until};
+use crate::seeding::IMPATIENT;
 use crate::stock::{amcheck, names, plain_copy, segment_at, verify_backup};
 
 /// `walhold backup --repo REPO` of a server.
@@ -166,60 +168,12 @@ fn sealed_at_once(room: &Room, repo: &Path, server: &Cluster<'_>) {
     assert!(taken < Duration::from_secs(20), "the backup of an idle server took {taken:?}");
 }
 
-/// A tablespace comes back where it is told to.
-pub(crate) fn tablespaces(room: &Room) -> Outcome {
-    let primary = Cluster::new(room, "primary");
-    let (old, new) = (room.path("old-space"), room.path("new-space"));
-    room.make_dir(&old);
-    primary.rows(&format!("create tablespace elsewhere location '{}'", old.display()));
-    primary.rows("create table far tablespace elsewhere as select i from generate_series(1, 1000) i");
-    let repo = room.path("repo");
-    backup(room, &repo, &primary).expect(0);
-    let map = format!("{}={}", old.display(), new.display());
-    let data = room.path("restored-data");
-    // Its old place is still in use.
-    restore(room, &repo, &data, &[]).refused(1, &[old.to_str().unwrap()]);
-    assert!(!data.exists(), "a refused restore wrote {:?}", names(&data));
-    restore(room, &repo, &data, &["-T", &map]).expect(0);
-    let mut server = Cluster::restored(room, "restored", data);
-    server.start();
-    server.wait_for_promotion();
-    assert_eq!(server.sql("select count(*) from far"), "1000");
-    assert_eq!(
-        server.sql("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'elsewhere'"),
-        new.to_str().unwrap()
-    );
-    Ok(())
-}
-
-/// A standby ends no segment and writes no end-of-backup record.
-pub(crate) fn of_standby(room: &Room) -> Outcome {
-    let mut primary = Cluster::new(room, "primary");
-    let standby = primary.standby("standby");
-    Load::prepare(&primary);
-    let load = Load::start(&primary, 2);
-    load.wait_for_more(200);
-    let repo = room.path("repo");
-    let receiver = receive(room, &repo, &standby.conninfo(), &[]);
-    receiver.wait_until_it_streams(&standby);
-    backup(room, &repo, &standby).expect(0);
-    load.wait_for_more(200);
-    let acknowledged = load.finish();
-    let end = primary.flushed();
-    standby.wait_for_slot("walhold", end);
-    receiver.terminate().expect(0);
-    verify(room, &repo).expect(0);
-    let server = restored(room, &repo, "restored");
-    compare(&acknowledged, &server);
-    amcheck(room, &server);
-    Ok(())
-}
-
-/// A standby fed from the repository goes on while the archive grows.
+/// A standby fed from the repository goes on while the archive grows. While the storage is away it waits or
+/// ends, as it was told, and never promotes itself.
 pub(crate) fn standby(room: &Room) -> Outcome {
     let primary = Cluster::new(room, "primary");
     primary.rows("create table news (n int)");
-    let repo = room.path("repo");
+    let (repo, away) = (room.path("repo"), room.path("away"));
     let receiver = receive(room, &repo, &primary.conninfo(), &[]);
     receiver.wait_until_it_streams(&primary);
     backup(room, &repo, &primary).expect(0);
@@ -227,15 +181,51 @@ pub(crate) fn standby(room: &Room) -> Outcome {
     restore(room, &repo, &data, &["--standby"]).expect(0);
     assert!(data.join("standby.signal").exists());
     let mut standby = Cluster::restored(room, "standby", data);
+    standby.configure(&[IMPATIENT]);
     standby.start();
-    for n in 1..=2 {
+    let news = |standby: &Cluster<'_>, n: usize| {
         primary.rows(&format!("insert into news values ({n})"));
         primary.switch_segment();
         wait_until("the news to arrive", SOON, || standby.sql("select count(*) from news") == n.to_string());
-    }
+    };
+    news(&standby, 1);
+    news(&standby, 2);
+    receiver.terminate().expect(0);
+
+    // The mount point without what is mounted there.
+    fs::rename(&repo, &away).unwrap();
+    room.make_dir(&repo);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(standby.sql("select count(*) from news"), "2", "{}", standby.log());
     assert_eq!(standby.sql("select pg_is_in_recovery()"), "t", "a standby must not promote itself\n{}", standby.log());
+    fs::remove_dir(&repo).unwrap();
+    fs::rename(&away, &repo).unwrap();
+    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    receiver.wait_until_it_streams(&primary);
+    news(&standby, 3);
+    receiver.terminate().expect(0);
+
+    standby.stop(Stop::Fast);
+    give_up_after(room, &standby, "300ms");
+    standby.start();
+    fs::set_permissions(repo.join("wal"), fs::Permissions::from_mode(0o000)).unwrap();
+    standby.wait_for_end(SOON);
+    assert!(!standby.log().contains("selected new timeline"), "{}", standby.log());
+    fs::set_permissions(repo.join("wal"), fs::Permissions::from_mode(0o700)).unwrap();
+    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    standby.start();
+    news(&standby, 4);
+    assert_eq!(standby.sql("select pg_is_in_recovery()"), "t", "{}", standby.log());
     receiver.terminate().expect(0);
     Ok(())
+}
+
+/// Sets how long a restored server's `wal-get` goes on asking what is unknown.
+pub(crate) fn give_up_after(room: &Room, server: &Cluster<'_>, time: &str) {
+    let path = server.data().join("postgresql.auto.conf");
+    let text = fs::read_to_string(&path).unwrap();
+    let (before, after) = text.rsplit_once(" %f ").expect("a restore_command");
+    room.write(&path, format!("{before} --unknown-timeout {time} %f {after}"));
 }
 
 /// A repository with one usable backup, of which one WAL file is then lost.

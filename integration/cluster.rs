@@ -129,6 +129,12 @@ impl<'a> Cluster<'a> {
     #[track_caller]
     pub(crate) fn start(&mut self) {
         self.launch();
+        self.wait_for_answer();
+    }
+
+    /// Waits until it answers.
+    #[track_caller]
+    pub(crate) fn wait_for_answer(&mut self) {
         wait_until("the server to answer", Duration::from_secs(120), || {
             if let Some(status) = self.server.as_mut().unwrap().try_wait().unwrap() {
                 panic!("the server ended with {status}:\n{}", self.log());
@@ -144,7 +150,8 @@ impl<'a> Cluster<'a> {
         self.wait_for_end(Duration::from_secs(120));
     }
 
-    fn launch(&mut self) {
+    /// Starts the server, which need not answer soon.
+    pub(crate) fn launch(&mut self) {
         assert!(self.server.is_none(), "it runs already");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.sockets.join("log")).unwrap();
         let mut command = self.room.command(self.room.server.bin.join("postgres"));
@@ -168,8 +175,9 @@ impl<'a> Cluster<'a> {
         begun.elapsed()
     }
 
+    /// Waits until it has ended by itself.
     #[track_caller]
-    fn wait_for_end(&mut self, limit: Duration) {
+    pub(crate) fn wait_for_end(&mut self, limit: Duration) {
         let end = Instant::now() + limit;
         while self.server.as_mut().expect("a running server").try_wait().unwrap().is_none() {
             assert!(Instant::now() < end, "the server did not end in {limit:?}:\n{}", self.log());
@@ -298,9 +306,14 @@ impl<'a> Cluster<'a> {
         wait_until("the setting", SOON, || self.sql("show synchronous_standby_names") == application);
     }
 
+    /// What the server has logged since it was made.
+    pub(crate) fn whole_log(&self) -> String {
+        fs::read_to_string(self.sockets.join("log")).unwrap_or_default()
+    }
+
     /// The end of the server's log.
     pub(crate) fn log(&self) -> String {
-        let text = fs::read_to_string(self.sockets.join("log")).unwrap_or_default();
+        let text = self.whole_log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }

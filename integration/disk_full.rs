@@ -13,7 +13,8 @@ use crate::stock::{assert_contiguous, plain_copy, waldump};
 pub(crate) struct Mount(pub(crate) PathBuf);
 
 impl Mount {
-    fn new(room: &Room, at: &Path, megabytes: u32) -> Option<Self> {
+    /// `None` where the machine does not let us.
+    pub(crate) fn new(room: &Room, at: &Path, megabytes: u32) -> Option<Self> {
         Self::with(room, at, &format!("size={megabytes}m"))
     }
 

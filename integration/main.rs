@@ -43,6 +43,7 @@ mod readme;
 mod refusals;
 mod restore;
 mod resume;
+mod seeding;
 mod shutdown;
 mod slots;
 mod status;
@@ -87,8 +88,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_backup_alone_brings_its_own_wal", backup::idle_alone),
     ("p3_a_backup_whose_wal_comes_late_is_sealed_then", backup::sealed_later),
     ("p3_a_receiver_waits_for_a_backup_alone", backup::then_a_receiver),
-    ("p3_tablespaces_are_part_of_it", backup::tablespaces),
-    ("p3_a_standby_can_be_backed_up", backup::of_standby),
+    ("p3_backups_of_a_primary_and_of_a_standby_restore_with_their_tablespaces", seeding::primary_and_standby),
+    ("p8_a_restored_standby_streams_and_takes_from_the_archive_what_is_gone", seeding::standby_of_archive),
     ("p3_a_killed_backup_is_never_offered", crash::backup_killed),
     ("p3_a_backup_killed_alone_is_never_offered", crash::backup_killed_alone),
     ("p3_a_missing_segment_is_named_and_refused", backup::missing_segment),
@@ -154,6 +155,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("pg_receivewal_waits_for_a_server_that_is_away", pg_receivewal::waits),
     ("pg_receivewal_is_better_where_the_real_one_is_wrong", pg_receivewal::better),
     ("readme_commands_work", readme::commands_work),
+    ("p7_stock_tools_restore_by_the_readmes_steps", readme::by_hand),
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
     ("p8_a_recovery_does_not_end_while_its_repository_is_away", wal_get::recovery),
     ("p8_a_standby_restored_from_the_repository_follows", backup::standby),
@@ -181,7 +183,6 @@ const OWN_SIDE: &[&str] = &[
     "p6_tls_is_never_less_than_asked_for",
     "hosts_and_more_come_from_a_service_file",
     "p8_wal_get_tells_unknown_from_absent",
-    "p8_a_recovery_does_not_end_while_its_repository_is_away",
     "drill_names_a_damaged_index",
     "drill_asks_the_operators_own_questions",
     "drill_goes_as_far_as_the_archive",

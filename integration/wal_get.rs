@@ -3,13 +3,17 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
-use crate::backup::{backup, restore};
+use rustix::process::Signal;
+
+use crate::backup::{backup, give_up_after, restore};
 use crate::cluster::{Cluster, Lsn};
+use crate::disk_full::Mount;
 use crate::load::{Load, compare};
-use crate::program::{Ended, receive, run, walhold};
-use crate::room::{Outcome, Room};
-use crate::stock::{names, segment_at, segments};
+use crate::program::{Ended, receive, run, start, walhold};
+use crate::room::{Outcome, Room, SOON, skip, wait_until};
+use crate::stock::{first_byte, names, segment_at, segments};
 
 const SEGMENT: u64 = 1 << 20;
 
@@ -89,6 +93,65 @@ pub(crate) fn contract(room: &Room) -> Outcome {
     let nowhere = room.path("no/such/folder");
     run(walhold(room, "wal-get").arg("--repo").arg(&repo).arg(&first).arg(&nowhere)).expect(255);
     wal_get(room, &repo, &first).expect(0);
+    interrupted(room, &repo, &first);
+    orphaned(room, &repo, &hole);
+    without_room(room, &repo, &first)
+}
+
+/// Ended at any moment, by a signal that it does not catch, it leaves the whole file or nothing.
+fn interrupted(room: &Room, repo: &Path, file: &str) {
+    let folder = room.path("interrupted");
+    room.make_dir(&folder);
+    let mut whole = 0;
+    for step in 0..60 {
+        let target = folder.join("RECOVERYXLOG");
+        let running = start(walhold(room, "wal-get").arg("--repo").arg(repo).arg(file).arg(&target));
+        std::thread::sleep(Duration::from_micros(step * 300));
+        let ended = running.end_by(if step % 2 == 0 { Signal::TERM } else { Signal::KILL });
+        assert!(ended.killed() || ended.status.code() == Some(0), "{ended}");
+        match fs::metadata(&target) {
+            Ok(meta) => assert_eq!(meta.len(), SEGMENT, "half a file was left"),
+            Err(_) => assert!(ended.killed(), "{ended}"),
+        }
+        whole += names(&folder).len();
+        assert!(names(&folder).iter().all(|name| name == "RECOVERYXLOG"), "{:?}", names(&folder));
+        let _ = fs::remove_file(&target);
+    }
+    assert!(whole < 60, "none was interrupted");
+}
+
+/// One that still asks when its server has gone must not give the next server a file that that one has not
+/// asked for.
+fn orphaned(room: &Room, repo: &Path, file: &str) {
+    let (held, hidden, target) = (repo.join("wal").join(file), room.path("hidden"), room.path("orphaned"));
+    fs::rename(&held, &hidden).unwrap();
+    let line = format!(
+        "{} wal-get --repo {} --unknown-timeout 30s {} {} & sleep 0.5",
+        room.program().display(),
+        repo.display(),
+        file.split('.').next().unwrap(),
+        target.display()
+    );
+    run(room.command("/bin/sh").args(["-c", &line])).expect(0).says("whoever asked has gone");
+    fs::rename(&hidden, &held).unwrap();
+    assert!(!target.exists());
+}
+
+/// A disk that is full is not the end of WAL, which `cp` would say.
+fn without_room(room: &Room, repo: &Path, file: &str) -> Outcome {
+    let Some(_disk) = Mount::new(room, &room.path("small"), 1) else {
+        skip!("a small file system can be mounted only by root, where the machine allows it");
+    };
+    let target = room.path("small").join("RECOVERYXLOG");
+    room.write(&room.path("small").join("other"), [7; 100_000]);
+    let ask = |file: &str| {
+        let flags = ["--unknown-timeout", "100ms", file];
+        run(walhold(room, "wal-get").arg("--repo").arg(repo).args(flags).arg(&target))
+    };
+    ask(file).expect(255).says("No space left");
+    assert_eq!(names(&room.path("small")), ["other"]);
+    fs::remove_file(room.path("small").join("other")).unwrap();
+    ask(file).expect(0);
     Ok(())
 }
 
@@ -115,22 +178,47 @@ pub(crate) fn recovery(room: &Room) -> Outcome {
     let data = room.path("restored-data");
     restore(room, &repo, &data, &[]).expect(0);
     let mut server = Cluster::restored(room, "restored", data);
+    give_up_after(room, &server, "300ms");
 
     fs::rename(&repo, &away).unwrap();
     server.start_in_vain();
     fs::rename(&away, &repo).unwrap();
 
+    // In the middle: one file is lost, or may not be read; or all of it is away.
     let segment = segment_at(1, middle, SEGMENT);
     let lost = names(&repo.join("wal")).into_iter().find(|name| name.starts_with(&segment)).expect("a segment");
-    fs::rename(repo.join("wal").join(&lost), &away).unwrap();
+    let lost = repo.join("wal").join(lost);
+    let hidden = room.path("hidden");
+    fs::rename(&lost, &hidden).unwrap();
     server.start_in_vain();
-    fs::rename(&away, repo.join("wal").join(&lost)).unwrap();
+    fs::rename(&hidden, &lost).unwrap();
+    let may = |mode| fs::set_permissions(&lost, fs::Permissions::from_mode(mode)).unwrap();
+    may(0o000);
+    server.start_in_vain();
 
-    assert!(!server.log().contains("archive recovery complete"), "{}", server.log());
-    server.start();
+    give_up_after(room, &server, "60s");
+    let come = |server: &Cluster<'_>| server.whole_log().matches(&before(&segment)).count();
+    let times = come(&server);
+    server.launch();
+    wait_until("recovery to come to it", SOON, || come(&server) > times);
+    fs::rename(&repo, &away).unwrap();
+    room.make_dir(&repo);
+    let lost = away.join("wal").join(lost.file_name().unwrap());
+    fs::set_permissions(&lost, fs::Permissions::from_mode(0o600)).unwrap();
+    std::thread::sleep(Duration::from_millis(1000));
+    assert!(!server.whole_log().contains("redo done"), "{}", server.log());
+    fs::remove_dir(&repo).unwrap();
+    fs::rename(&away, &repo).unwrap();
+    server.wait_for_answer();
     server.wait_for_promotion();
     compare(&acknowledged, &server);
     Ok(())
+}
+
+/// What the server says when it has got the segment before this one.
+fn before(segment: &str) -> String {
+    let Lsn(start) = first_byte(segment, SEGMENT);
+    format!("restored log file \"{}\" from archive", segment_at(1, Lsn(start - 1), SEGMENT))
 }
 
 #[track_caller]

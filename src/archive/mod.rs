@@ -207,6 +207,17 @@ impl Archive {
         Ok(Listing::of(entries.iter().filter_map(|entry| entry.name.to_str()), self.size))
     }
 
+    /// The timelines that there is a history file of, oldest first. Their names do not change, so one look
+    /// is enough.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed to its end.
+    pub fn history_names(&self) -> Result<Vec<TimelineId>, ArchiveError> {
+        let entries = self.disk.list(&self.dir)?;
+        let names = entries.iter().filter_map(|entry| entry.name.to_str()).filter(|name| name.contains(".history"));
+        Ok(Listing::of(names, self.size).histories().to_owned())
+    }
+
     /// The history of a timeline: its own file, read; timeline 1 has none.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::values::{along, mapping, moment, owner, restore_point, transaction};
 use super::{Failure, restored, signals};
 use crate::disk::Real;
+use crate::protocol::SlotName;
 use crate::repository::{Repository, Which};
 use crate::restore::{
     Action, Aim, Along, Filling, Goal, Mapping, Options, Owner, Plan, RestoreEvent, Restored, Target, lay_down, plan,
@@ -51,6 +52,9 @@ pub(super) struct Arguments {
     /// How the standby reaches its primary
     #[arg(long, value_name = "CONNSTR", requires = "standby")]
     primary_conninfo: Option<String>,
+    /// Replication slot that the standby streams with; its primary must have it
+    #[arg(long, value_name = "NAME", requires = "standby")]
+    primary_slot: Option<SlotName>,
     /// Put the tablespace that lay at OLD at NEW; "=" in a path is written "\="
     #[arg(short = 'T', long, value_name = "OLD=NEW", value_parser = mapping)]
     tablespace_mapping: Vec<Mapping>,
@@ -194,7 +198,7 @@ impl Arguments {
         let program = std::env::current_exe()
             .map_err(|e| Failure::error(format!("cannot find out where this program lies: {e}")))?;
         let goal = if self.standby {
-            Goal::Standby { primary_conninfo: self.primary_conninfo.clone() }
+            Goal::Standby { primary_conninfo: self.primary_conninfo.clone(), primary_slot: self.primary_slot.clone() }
         } else {
             self.point.aim().map_or(Goal::EndOfWal, Goal::Point)
         };

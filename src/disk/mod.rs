@@ -8,6 +8,7 @@ mod buffer;
 mod error;
 mod real;
 pub mod simulated;
+mod unnamed;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -19,6 +20,7 @@ pub use buffer::AlignedBuf;
 pub use error::{DiskError, Trouble};
 pub use real::Real;
 pub use simulated::Simulated;
+pub use unnamed::Unnamed;
 
 /// What direct I/O aligns memory, offsets and lengths to. Every file system that has direct I/O
 /// accepts 4 KiB.

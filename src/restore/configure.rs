@@ -10,6 +10,7 @@ use crate::wal::{Segment, TimelineId};
 /// The settings of which one at most may be set.
 const TARGETS: [&str; 5] =
     ["recovery_target", "recovery_target_time", "recovery_target_xid", "recovery_target_name", "recovery_target_lsn"];
+const SLOT: &str = "primary_slot_name";
 
 /// How the server gets its WAL.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +53,9 @@ impl Source<'_> {
             Some(pin) => set("recovery_target_timeline", pin.to_string().as_bytes()),
             None => set("recovery_target_timeline", b"latest"),
         }
-        if let Goal::Standby { primary_conninfo: Some(conninfo) } = goal {
-            set("primary_conninfo", conninfo.as_bytes());
+        if let Goal::Standby { primary_conninfo, primary_slot } = goal {
+            primary_conninfo.iter().for_each(|conninfo| set("primary_conninfo", conninfo.as_bytes()));
+            primary_slot.iter().for_each(|slot| set(SLOT, slot.to_string().as_bytes()));
         }
         for name in earlier {
             set(name, b"");
@@ -127,6 +129,19 @@ impl Copied {
         Some(value.as_str()).filter(|value| !value.is_empty())
     }
 
+    /// Settings that must not have their effect on the restored server: those that would end the recovery
+    /// elsewhere than is meant, and the slot that another standby streams with.
+    pub(super) fn overruled(&self, goal: &Goal) -> Vec<&'static str> {
+        let mut names = self.targets();
+        names.extend(self.foreign_slot(goal).map(|_| SLOT));
+        names
+    }
+
+    /// The slot of the server that was copied, where the standby has been given none of its own.
+    fn foreign_slot(&self, goal: &Goal) -> Option<&str> {
+        self.get(SLOT).filter(|_| matches!(goal, Goal::Standby { primary_slot: None, .. }))
+    }
+
     /// Settings that would end the recovery elsewhere than is meant.
     pub(super) fn targets(&self) -> Vec<&'static str> {
         TARGETS.into_iter().filter(|name| self.get(name).is_some()).collect()
@@ -164,7 +179,13 @@ impl Copied {
                 advice.push(format!("{name} is '{value}' and will be run by the restored server"));
             }
         }
-        if matches!(goal, Goal::Standby { primary_conninfo: None }) && self.get("primary_conninfo").is_none() {
+        if let Some(slot) = self.foreign_slot(goal) {
+            advice.push(format!("{SLOT} was '{slot}', which the copied server streams with; it is set to '' now"));
+        }
+        if let Goal::Standby { primary_slot: Some(slot), .. } = goal {
+            advice.push(format!("the standby streams only once its primary has the replication slot \"{slot}\""));
+        }
+        if matches!(goal, Goal::Standby { primary_conninfo: None, .. }) && self.get("primary_conninfo").is_none() {
             advice.push("primary_conninfo is not set: the standby follows the archive alone".to_owned());
         }
         advice
@@ -207,6 +228,7 @@ mod tests {
     use crate::wal::{Lsn, Pos, SegmentSize};
 
     const TO_END: Goal = Goal::EndOfWal;
+    const TARGET: &str = "recovery_target_time";
 
     fn source<'a>(program: &'a str, repository: &'a str) -> Source<'a> {
         Source { program: Path::new(program), repository: Path::new(repository), pin: None, gap: None }
@@ -257,10 +279,14 @@ mod tests {
              recovery_target_timeline = '3'\n\
              recovery_target_time = ''\n"
         );
-        let standby = Goal::Standby { primary_conninfo: Some("host=a password='x y'".to_owned()) };
+        let standby = Goal::Standby {
+            primary_conninfo: Some("host=a password='x y'".to_owned()),
+            primary_slot: Some("left".parse().unwrap()),
+        };
         let lines = String::from_utf8(source("/bin/walhold", "/r").lines(&standby, &[])).unwrap();
         assert!(lines.contains("recovery_target_timeline = 'latest'\n"), "{lines}");
         assert!(lines.contains("primary_conninfo = 'host=a password=''x y'''\n"), "{lines}");
+        assert!(lines.contains("primary_slot_name = 'left'\n"), "{lines}");
     }
 
     #[test]
@@ -281,7 +307,8 @@ mod tests {
     fn what_matters_is_told() {
         let mut copied = Copied::default();
         assert_eq!(copied.advice(&TO_END), Vec::<String>::new());
-        assert!(copied.advice(&Goal::Standby { primary_conninfo: None })[0].contains("primary_conninfo"));
+        let standby = Goal::Standby { primary_conninfo: None, primary_slot: None };
+        assert!(copied.advice(&standby)[0].contains("primary_conninfo"));
         copied.read(b"synchronous_standby_names = 'walhold'\narchive_mode = on\narchive_command = 'x'\nrecovery_target_time = 'y'\n");
         let advice = copied.advice(&TO_END).join("\n");
         for part in
@@ -289,6 +316,13 @@ mod tests {
         {
             assert!(advice.contains(part), "{advice}");
         }
+        // Another standby may be streaming with it.
+        copied.read(b"primary_slot_name = 'right'\n");
+        assert_eq!((copied.overruled(&standby), copied.overruled(&TO_END)), (vec![TARGET, SLOT], vec![TARGET]));
+        assert!(copied.advice(&standby).join("").contains("primary_slot_name was 'right'"));
+        let own = Goal::Standby { primary_conninfo: None, primary_slot: Some("left".parse().unwrap()) };
+        assert_eq!(copied.overruled(&own), [TARGET]);
+        assert!(copied.advice(&own).join("").contains("slot \"left\""));
         copied.read(b"archive_mode = off\n");
         assert!(!copied.advice(&TO_END).join("").contains("archive_command"));
     }

@@ -392,7 +392,7 @@ impl Folder<'_> {
         copied.read(&content(self.disk, &self.data.join(CONF))?.unwrap_or_default());
         let mut auto = content(self.disk, &self.data.join(AUTO_CONF))?.unwrap_or_default();
         copied.read(&auto);
-        auto.extend(self.plan.source().lines(&self.plan.goal, &copied.targets()));
+        auto.extend(self.plan.source().lines(&self.plan.goal, &copied.overruled(&self.plan.goal)));
         self.replace(AUTO_CONF, &auto)?;
         let (signal, _other) = signals(&self.plan.goal);
         self.replace(signal, b"")?;

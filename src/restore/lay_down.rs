@@ -173,7 +173,7 @@ fn configure(data: &mut DataDir, plan: &Plan) -> Result<Vec<String>, RestoreErro
     let mut copied = Copied::default();
     copied.read(&data.content(CONF)?);
     copied.read(&data.content(AUTO_CONF)?);
-    data.append(AUTO_CONF, &plan.source().lines(&plan.goal, &copied.targets()))?;
+    data.append(AUTO_CONF, &plan.source().lines(&plan.goal, &copied.overruled(&plan.goal)))?;
     let (signal, other) = signals(&plan.goal);
     // A standby's own is among the files that were copied from it.
     data.remove(other)?;

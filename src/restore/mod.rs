@@ -35,6 +35,7 @@ use crate::datadir::DataDirError;
 pub use crate::datadir::Owner;
 use crate::disk::DiskError;
 use crate::image::TablespaceMapError;
+use crate::protocol::SlotName;
 use crate::repository::{BackupId, ContentError, NotUsable, ReadError, RepositoryError, Which};
 use crate::wal::{Lsn, Segment, TimelineId};
 
@@ -49,6 +50,8 @@ pub enum Goal {
     Standby {
         /// How the primary is reached; without it the archive alone is followed.
         primary_conninfo: Option<String>,
+        /// The slot with which the primary keeps WAL for it.
+        primary_slot: Option<SlotName>,
     },
 }
 

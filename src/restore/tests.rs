@@ -189,7 +189,7 @@ fn a_standby_follows_its_primary() {
     parts.base.push(Thing::File("recovery.signal", Vec::new(), 0o600));
     let scene = Scene::new(parts);
     let mut options = scene.options();
-    options.goal = Goal::Standby { primary_conninfo: Some("host='a b'".to_owned()) };
+    options.goal = Goal::Standby { primary_conninfo: Some("host='a b'".to_owned()), primary_slot: None };
     scene.restore(&options).unwrap();
     let conf = scene.read("data/postgresql.auto.conf");
     assert!(conf.contains("recovery_target_timeline = 'latest'\nprimary_conninfo = 'host=''a b'''\n"), "{conf}");
@@ -550,7 +550,7 @@ fn the_end_of_an_island_is_planned() {
     fs::remove_dir_all(scene.path("data")).unwrap();
     assert_eq!(scene.plan().unwrap().wal.ends_at_gap.as_deref(), Some("000000010000000000000006"));
     let mut options = scene.options();
-    options.goal = Goal::Standby { primary_conninfo: None };
+    options.goal = Goal::Standby { primary_conninfo: None, primary_slot: None };
     let standby = super::plan(&scene.repository, &options).unwrap();
     assert_eq!((standby.wal.ends_at_gap, standby.wal.timeline), (None, None));
 }

@@ -6,6 +6,7 @@
 //! "unknown", with a code that stops the server instead.
 
 mod decide;
+mod deliver;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -14,12 +15,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::archive::{Archive, ArchiveError, Listing, SegmentReader};
-use crate::disk::{Access, Disk, DiskError, File, Real, Trouble};
+use rustix::process::getppid;
+
+use crate::archive::{Archive, SegmentReader};
+use crate::disk::{Access, Disk, Real, Trouble};
 use crate::repository::Repository;
-use crate::wal::{Broken, Chain, HistoryFile, Seed, Segment, TimelineId};
+use crate::wal::{HistoryFile, Segment, TimelineId};
+use decide::{Asked, Histories, Missed, Verdict};
 pub(super) use decide::{Holdings, Reach};
-use decide::{Missed, Verdict};
+use deliver::{give_bytes, give_complete, give_valid_part};
 
 /// How long an unknown is asked again where a refusal only delays a recovery.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(5);
@@ -178,8 +182,12 @@ pub fn wal_get(request: &Request) -> Outcome {
         Ok(Recovery::Standby) => STANDBY_PATIENCE,
         _ => RECOVERY_PATIENCE,
     });
-    let begun = Instant::now();
+    let (begun, asker) = (Instant::now(), getppid());
     loop {
+        if getppid() != asker {
+            // Another server may be there by now, and wait for another file under that name.
+            return Outcome::Unknown("whoever asked has gone".to_owned());
+        }
         let outcome = match Recovery::of(request, &*disk).and_then(|recovery| attempt(request, recovery, &disk)) {
             Ok(outcome) => outcome,
             Err(why) => Outcome::Unknown(why),
@@ -226,18 +234,34 @@ fn attempt(request: &Request, recovery: Recovery, disk: &Arc<dyn Disk>) -> Resul
     let repository = Repository::open(&request.repository, Arc::clone(disk)).map_err(|e| e.to_string())?;
     check_cluster(request, &repository)?;
     let archive = repository.archive();
-    let before = archive.list().map_err(|e| e.to_string())?;
     if let Some(file) = HistoryFile::parse(&request.name) {
-        return get_history(request, &archive, &before, file);
+        return get_history(request, &archive, file);
     }
     let segment = Segment::parse(&request.name, archive.size())
         .ok_or_else(|| format!("\"{}\" is not the name of a segment or history file of this archive", request.name))?;
     let gap = request.end_at_gap.as_deref().map(|name| {
         Segment::parse(name, archive.size()).ok_or_else(|| format!("\"{name}\" is not the name of a segment"))
     });
-    let asked =
-        decide::Asked { segment, pin: request.timeline, gap: gap.transpose()?, recovery, partial: request.partial };
-    get_segment(request, &archive, before, asked)
+    let asked = Asked { segment, pin: request.timeline, gap: gap.transpose()?, recovery, partial: request.partial };
+    if let Some(reader) = open_usual(&archive, &asked)? {
+        return give_complete(request, &archive, reader).map(|()| Outcome::Found);
+    }
+    get_segment(request, &archive, asked)
+}
+
+/// The segment if it is complete and lies on the recovery's way, which is the usual case: names need not be
+/// listed for that, but for those of history files where the recovery is not pinned.
+fn open_usual(archive: &Archive, asked: &Asked) -> Result<Option<SegmentReader>, String> {
+    let reader = archive.open_segment(asked.segment, Access::Read).map_err(|e| e.to_string())?;
+    let Some(reader) = reader.filter(|reader| !reader.form().partial && asked.gap != Some(asked.segment)) else {
+        return Ok(None);
+    };
+    let histories = match asked.pin {
+        Some(pin) => Histories::read(archive, &[pin]),
+        None => archive.history_names().and_then(|names| Histories::read(archive, &names)),
+    };
+    let way = histories.map_err(|e| e.to_string())?.way(asked)?;
+    Ok(Some(reader).filter(|_| way.has(asked.segment)))
 }
 
 /// A repository of another cluster under the right path has nothing to say to this server.
@@ -261,26 +285,30 @@ fn check_cluster(request: &Request, repository: &Repository) -> Result<(), Strin
     Ok(())
 }
 
-fn get_history(request: &Request, archive: &Archive, before: &Listing, file: HistoryFile) -> Result<Outcome, String> {
-    let content = archive.history_content(file.0).map_err(|e| e.to_string())?;
-    if let Some(content) = content {
-        let put = |out: &mut dyn File| out.write_at(0, &content).map_err(|e| e.to_string());
-        return write_out(request, put).map(|()| Outcome::Found);
+fn get_history(request: &Request, archive: &Archive, file: HistoryFile) -> Result<Outcome, String> {
+    let content = || archive.history_content(file.0).map_err(|e| e.to_string());
+    if let Some(content) = content()? {
+        return give_bytes(request, &content).map(|()| Outcome::Found);
+    }
+    let before = archive.list().map_err(|e| e.to_string())?;
+    if let Some(content) = content()? {
+        return give_bytes(request, &content).map(|()| Outcome::Found);
     }
     let after = archive.list().map_err(|e| e.to_string())?;
     if before.is_empty() || after.is_empty() {
         return Err(decide::nothing_held(archive));
     }
-    if [before, &after].iter().any(|listing| listing.histories().contains(&file.0)) {
+    if [before, after].iter().any(|listing| listing.histories().contains(&file.0)) {
         return Err(format!("{} was there and cannot be found now", request.name));
     }
     Ok(Outcome::Absent)
 }
 
-fn get_segment(request: &Request, archive: &Archive, before: Listing, asked: decide::Asked) -> Result<Outcome, String> {
+fn get_segment(request: &Request, archive: &Archive, asked: Asked) -> Result<Outcome, String> {
     let segment = asked.segment;
-    let holdings = Holdings::new(archive, before).map_err(|e| e.to_string())?;
-    let reader = match holdings.decide(&asked) {
+    let holdings = || archive.list().and_then(|listing| Holdings::new(archive, listing)).map_err(|e| e.to_string());
+    let before = holdings()?;
+    let reader = match before.decide(&asked) {
         Verdict::Answer(answer) => return answer,
         Verdict::Give { partial } => archive
             .open_segment(segment, Access::Read)
@@ -288,127 +316,18 @@ fn get_segment(request: &Request, archive: &Archive, before: Listing, asked: dec
             .filter(|reader| partial || !reader.form().partial),
     };
     let Some(reader) = reader else {
-        let after = archive.list().and_then(|listing| Holdings::new(archive, listing)).map_err(|e| e.to_string())?;
-        return match (holdings.miss(&asked), after.miss(&asked)) {
+        return match (before.miss(&asked), holdings()?.miss(&asked)) {
             (Missed::Absent, Missed::Absent) => Ok(Outcome::Absent),
             (Missed::Unknown(why), _) | (_, Missed::Unknown(why)) => Err(why),
         };
     };
     let given = if reader.form().partial || asked.gap == Some(segment) {
-        give_valid_part(request, archive, &holdings, reader)?
+        give_valid_part(request, archive, &before, reader)?
     } else {
-        write_out(request, |out| copy_complete(archive, reader, out))?;
+        give_complete(request, archive, reader)?;
         true
     };
     Ok(if given { Outcome::Found } else { Outcome::Absent })
-}
-
-/// Copies a complete segment, and checks on the way that its records go on to its end: a damaged
-/// one would look like the end of WAL to the server, and end the recovery.
-fn copy_complete(archive: &Archive, mut reader: SegmentReader, out: &mut dyn File) -> Result<(), String> {
-    let segment = reader.segment();
-    let size = archive.size();
-    let seed = Seed { start: segment.start(), size, system_id: archive.system_id(), newest_tli: segment.tli() };
-    let mut chain = Chain::new(seed);
-    let copied = copy(&mut reader, &mut chain, out).map_err(|e| e.to_string())?;
-    match copied {
-        Copied { broken: Some(broken), .. } => Err(format!(
-            "segment {segment} in the archive is damaged: {broken}; with --end-at-gap {segment} recovery ends there"
-        )),
-        Copied { bytes, .. } if bytes != size.bytes() => {
-            Err(format!("segment {segment} in the archive has {bytes} bytes and must have {}", size.bytes()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Gives what a partial, or a segment in which the recovery is meant to end, holds in whole records,
-/// and zeros from there on; `false` if it holds none.
-fn give_valid_part(
-    request: &Request,
-    archive: &Archive,
-    holdings: &Holdings,
-    mut reader: SegmentReader,
-) -> Result<bool, String> {
-    let segment = reader.segment();
-    let route = holdings.route(segment.tli());
-    let mut chain = archive.chain_before(&route, segment).map_err(|e| e.to_string())?;
-    let mut any = false;
-    write_out(request, |out| {
-        let copied = match copy(&mut reader, &mut chain, out) {
-            // A segment in which the recovery is meant to end.
-            Err(e) if e.is_of_content() => Copied { bytes: 0, broken: None },
-            copied => copied.map_err(|e| e.to_string())?,
-        };
-        let whole = copied.broken.map_or_else(|| chain.whole(), |broken| broken.whole).max(segment.start());
-        any = whole > segment.start();
-        pad(out, whole - segment.start(), archive.size().bytes()).map_err(|e| e.to_string())
-    })?;
-    if !any {
-        remove_if_there(&request.data_directory.join(&request.destination)).map_err(|e| e.to_string())?;
-    }
-    Ok(any)
-}
-
-struct Copied {
-    bytes: u64,
-    broken: Option<Broken>,
-}
-
-/// Copies bytes as long as the chain goes on.
-fn copy(reader: &mut SegmentReader, chain: &mut Chain, out: &mut dyn File) -> Result<Copied, ArchiveError> {
-    let size = reader.segment().size().bytes();
-    let mut bytes = 0;
-    loop {
-        let piece = reader.fill()?;
-        // A byte more than a segment has is enough to know that it is too long.
-        if piece.is_empty() || bytes > size {
-            return Ok(Copied { bytes, broken: None });
-        }
-        let n = piece.len();
-        let room = usize::try_from(size.saturating_sub(bytes)).unwrap_or(usize::MAX).min(n);
-        let within = piece.get(..room).unwrap_or(piece);
-        out.write_at(bytes, within)?;
-        if let Err(broken) = chain.feed(within, &mut |_| {}) {
-            return Ok(Copied { bytes: bytes + n as u64, broken: Some(broken) });
-        }
-        bytes += n as u64;
-        reader.consume(n);
-    }
-}
-
-/// Makes everything from `from` to `to` zeros.
-fn pad(out: &mut dyn File, from: u64, to: u64) -> Result<(), DiskError> {
-    let zeros = vec![0; 256 << 10];
-    let mut at = from;
-    while at < to {
-        let n = usize::try_from(to - at).unwrap_or(usize::MAX).min(zeros.len());
-        out.write_at(at, zeros.get(..n).unwrap_or(&zeros))?;
-        at += n as u64;
-    }
-    Ok(())
-}
-
-/// Writes the destination anew; nothing is left of it unless all of it could be written. Not
-/// synced: the server copies or renames it durably itself.
-fn write_out(request: &Request, put: impl FnOnce(&mut dyn File) -> Result<(), String>) -> Result<(), String> {
-    let path = request.data_directory.join(&request.destination);
-    remove_if_there(&path).map_err(|e| e.to_string())?;
-    let mut out = Real::new().create(&path, 0o600).map_err(|e| e.to_string())?;
-    let written = put(&mut *out);
-    drop(out);
-    if written.is_err() {
-        // The first reason is the one to tell.
-        let _ = remove_if_there(&path);
-    }
-    written
-}
-
-fn remove_if_there(path: &std::path::Path) -> Result<(), DiskError> {
-    match Real::new().remove(path) {
-        Err(e) if e.trouble() != Trouble::Missing => Err(e),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -219,7 +219,7 @@ fn a_tablespace_is_not_made_over_what_is_in_use() {
     assert!(scene.plan_to(time(99)).is_err());
     assert_eq!(scene.plan_to(Target::Name("here".to_owned())).unwrap().wal.makes_tablespaces, []);
     // How far a standby goes nobody knows.
-    let standby = Options { goal: Goal::Standby { primary_conninfo: None }, ..scene.options() };
+    let standby = Options { goal: Goal::Standby { primary_conninfo: None, primary_slot: None }, ..scene.options() };
     assert!(notes(plan(&scene.repository, &standby).unwrap()).contains("at the same paths"));
 }
 

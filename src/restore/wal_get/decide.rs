@@ -61,10 +61,64 @@ pub(in crate::restore) struct Reach {
     pub(in crate::restore) gap: Option<(Segment, Segment)>,
 }
 
+/// The history files of an archive, or those that matter.
+pub(super) struct Histories(BTreeMap<TimelineId, History>);
+
+impl Histories {
+    /// Reads those of `timelines` that are there.
+    pub(super) fn read(archive: &Archive, timelines: &[TimelineId]) -> Result<Self, ArchiveError> {
+        let mut histories = BTreeMap::new();
+        for tli in timelines {
+            match archive.history(*tli) {
+                Ok(history) => histories.insert(*tli, history),
+                // Removed since it was listed.
+                Err(ArchiveError::NoHistory(_)) => None,
+                Err(e) => return Err(e),
+            };
+        }
+        Ok(Self(histories))
+    }
+
+    /// The way to a timeline, as far as it is known.
+    fn route(&self, tli: TimelineId) -> History {
+        self.0.get(&tli).cloned().unwrap_or_else(|| History::alone(tli))
+    }
+
+    /// The timelines that the recovery goes along: to the one it is pinned to, else to the newest
+    /// that comes from the one that is asked for.
+    pub(super) fn way(&self, asked: &Asked) -> Result<Way, String> {
+        let tli = asked.segment.tli();
+        match asked.pin {
+            Some(pin) if pin != tli && pin != TimelineId::FIRST && !self.0.contains_key(&pin) => {
+                Err(format!("the history file of timeline {pin} is not in the archive"))
+            }
+            Some(pin) => Ok(Way(self.route(pin))),
+            None => {
+                let newest = self.0.values().rev().find(|history| history.switch_from(tli).is_some());
+                Ok(Way(newest.cloned().unwrap_or_else(|| self.route(tli))))
+            }
+        }
+    }
+}
+
+/// The timelines that a recovery goes along.
+pub(super) struct Way(History);
+
+impl Way {
+    /// Whether its part of the log is read from this file. Another holds it if the timeline was left before.
+    pub(super) fn has(&self, segment: Segment) -> bool {
+        self.0.tli() == segment.tli() || self.owner(segment) == segment
+    }
+
+    fn owner(&self, segment: Segment) -> Segment {
+        self.0.segment_at(segment.start(), segment.size())
+    }
+}
+
 /// What the archive's names and history files say.
 pub(in crate::restore) struct Holdings {
     listing: Listing,
-    histories: BTreeMap<TimelineId, History>,
+    histories: Histories,
     nothing: String,
 }
 
@@ -74,15 +128,7 @@ pub(super) fn nothing_held(archive: &Archive) -> String {
 
 impl Holdings {
     pub(in crate::restore) fn new(archive: &Archive, listing: Listing) -> Result<Self, ArchiveError> {
-        let mut histories = BTreeMap::new();
-        for tli in listing.histories() {
-            match archive.history(*tli) {
-                Ok(history) => histories.insert(*tli, history),
-                // Removed since it was listed.
-                Err(ArchiveError::NoHistory(_)) => None,
-                Err(e) => return Err(e),
-            };
-        }
+        let histories = Histories::read(archive, listing.histories())?;
         Ok(Self { listing, histories, nothing: nothing_held(archive) })
     }
 
@@ -106,7 +152,7 @@ impl Holdings {
 
     /// The way to a timeline, as far as it is known.
     pub(in crate::restore) fn route(&self, tli: TimelineId) -> History {
-        self.histories.get(&tli).cloned().unwrap_or_else(|| History::alone(tli))
+        self.histories.route(tli)
     }
 
     pub(super) fn decide(&self, asked: &Asked) -> Verdict {
@@ -114,33 +160,15 @@ impl Holdings {
         if self.listing.is_empty() {
             return Verdict::Answer(Err(self.nothing.clone()));
         }
-        let way = match self.way(asked) {
+        let way = match self.histories.way(asked) {
             Ok(way) => way,
             Err(why) => return Verdict::Answer(Err(why)),
         };
-        // Another file holds this part of the log if the timeline was left before.
-        let owner = way.segment_at(segment.start(), segment.size());
-        if way.tli() != segment.tli() && owner != segment {
-            return Verdict::Answer(self.instead_of(segment, owner, asked));
+        if !way.has(segment) {
+            return Verdict::Answer(self.instead_of(segment, way.owner(segment), asked));
         }
-        let end = asked.ends_before(segment) || self.later(&way, segment).is_none();
+        let end = asked.ends_before(segment) || self.later(&way.0, segment).is_none();
         Verdict::Give { partial: asked.takes_partials() && end }
-    }
-
-    /// The timelines that the recovery goes along: to the one it is pinned to, else to the newest
-    /// that comes from the one that is asked for.
-    fn way(&self, asked: &Asked) -> Result<History, String> {
-        let tli = asked.segment.tli();
-        match asked.pin {
-            Some(pin) if pin != tli && pin != TimelineId::FIRST && !self.histories.contains_key(&pin) => {
-                Err(format!("the history file of timeline {pin} is not in the archive"))
-            }
-            Some(pin) => Ok(self.route(pin)),
-            None => {
-                let newest = self.histories.values().rev().find(|history| history.switch_from(tli).is_some());
-                Ok(newest.cloned().unwrap_or_else(|| self.route(tli)))
-            }
-        }
     }
 
     /// WAL that is held on the way behind a segment: of its own timeline or of a later one.
@@ -182,7 +210,7 @@ impl Holdings {
         if asked.ends_before(segment) || self.begins_later(segment) {
             return Missed::Absent;
         }
-        match self.way(asked).map(|way| self.later(&way, segment)) {
+        match self.histories.way(asked).map(|way| self.later(&way.0, segment)) {
             Err(why) => Missed::Unknown(why),
             Ok(Some(later)) => Missed::Unknown(format!(
                 "segment {segment} is missing from the archive, and the archive goes on to {later}"
@@ -194,18 +222,18 @@ impl Holdings {
 
     /// Whether its timeline was forked off only after this segment.
     fn begins_later(&self, segment: Segment) -> bool {
-        let history = self.histories.get(&segment.tli());
+        let history = self.histories.0.get(&segment.tli());
         history.is_some_and(|history| history.segment_at(segment.start(), segment.size()) != segment)
     }
 
     /// No segment of the timeline is held.
     fn miss_of_timeline(&self, asked: &Asked) -> Missed {
         let tli = asked.segment.tli();
-        let newest = self.listing.newest_timeline().max(self.histories.keys().next_back().copied());
+        let newest = self.listing.newest_timeline().max(self.histories.0.keys().next_back().copied());
         let expected = asked.pin == Some(tli);
         // The history is held before the first byte: what follows it has not come yet. The same goes
         // for a timeline that is newer than all that is held.
-        if !expected && (self.histories.contains_key(&tli) || newest.is_some_and(|newest| tli > newest)) {
+        if !expected && (self.histories.0.contains_key(&tli) || newest.is_some_and(|newest| tli > newest)) {
             return Missed::Absent;
         }
         Missed::Unknown(format!("the archive holds no WAL of timeline {tli}"))

@@ -254,6 +254,7 @@ impl Disk for Restless {
         remove(path: &Path) -> ();
         remove_tree(path: &Path) -> ();
         make_dir(path: &Path, mode: u32) -> crate::disk::Synced;
+        add_dir(path: &Path, mode: u32) -> ();
         symlink(target: &Path, path: &Path) -> ();
         read_link(path: &Path) -> Option<PathBuf>;
         set_access(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> ();
