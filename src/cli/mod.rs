@@ -13,6 +13,7 @@ mod list;
 mod log;
 mod pg_compress;
 mod pg_receivewal;
+mod pg_words;
 mod receive;
 mod restore;
 mod signals;
