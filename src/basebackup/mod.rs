@@ -5,6 +5,7 @@
 //! comes with them, or from a second connection; whoever asks for neither has no backup yet.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::connection::Conninfo;
 use crate::image::ManifestAlgorithm;
@@ -27,6 +28,8 @@ pub struct Options {
     pub destination: Destination,
     /// The WAL that it needs.
     pub wal: WalMethod,
+    /// Longest silence towards the server while WAL is streamed; `None`: it is told only when there is a reason.
+    pub status_interval: Option<Duration>,
     /// What the server compresses with, in its own words.
     pub server_compression: Option<ServerCompression>,
     /// The manifest to ask for; without one nothing can be compared.

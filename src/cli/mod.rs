@@ -11,6 +11,7 @@ mod heal;
 mod keep;
 mod list;
 mod log;
+mod pg_basebackup;
 mod pg_compress;
 mod pg_receivewal;
 mod pg_words;

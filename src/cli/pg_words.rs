@@ -93,15 +93,15 @@ pub(super) fn interval(text: &str) -> Result<Option<Duration>, Refusal> {
     }
 }
 
-/// A slot's name, refused as a server refuses it.
-pub(super) fn slot(name: &str) -> Result<SlotName, Said> {
+/// A slot's name, refused with a server's words.
+pub(super) fn slot(name: &str) -> Result<SlotName, String> {
     name.parse().map_err(|SlotNameError(name): SlotNameError| {
         let what = match name.len() {
             0 => "is too short",
             1..=63 => "contains invalid character",
             _ => "is too long",
         };
-        Said::new(format!("replication slot name \"{name}\" {what}"))
+        format!("replication slot name \"{name}\" {what}")
     })
 }
 

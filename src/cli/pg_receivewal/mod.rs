@@ -69,7 +69,7 @@ impl Options {
     /// The slot keeps no WAL before the first position is reported; that is how these slots are.
     async fn create_slot(&self, name: &str, if_not_exists: bool) -> Result<(), Said> {
         let (_, mut upstream, _) = self.connect().await?;
-        let name = slot(name)?;
+        let name = slot(name).map_err(Said::new)?;
         self.tell(&format!("creating replication slot \"{name}\""));
         let (kind, retention) = (SlotKind::Permanent, Retention::FromFirstReport);
         let sent = command::create_slot(upstream.session.server_version(), &name, kind, retention);
@@ -81,7 +81,7 @@ impl Options {
 
     async fn drop_slot(&self, name: &str) -> Result<(), Said> {
         let (_, mut upstream, _) = self.connect().await?;
-        let name = slot(name)?;
+        let name = slot(name).map_err(Said::new)?;
         self.tell(&format!("dropping replication slot \"{name}\""));
         let dropped = upstream.session.drop_slot(&name).await;
         dropped.map_err(|e| Said::refused(&command::drop_slot(&name), &e))
@@ -91,7 +91,7 @@ impl Options {
         let disk: Arc<dyn Disk> = Arc::new(if wanted.no_sync { Real::without_syncs() } else { Real::new() });
         // Before a server is asked for anything.
         disk.list(&wanted.directory).map_err(|e| words::no_directory(&wanted.directory, &e))?;
-        let slot = wanted.slot.as_deref().map(slot).transpose()?;
+        let slot = wanted.slot.as_deref().map(slot).transpose().map_err(Said::new)?;
         let (conninfo, upstream, application_name) = self.connect().await?;
         let stop = signals::stop()?;
         let _lock = disk.lock_dir(&wanted.directory)?;
