@@ -4,12 +4,22 @@
 //! The files are compared with the server's manifest as they arrive, so that no second pass is needed. The WAL
 //! comes with them, or from a second connection; whoever asks for neither has no backup yet.
 
+mod error;
+mod place;
+mod run;
+mod store;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::connection::Conninfo;
-use crate::image::ManifestAlgorithm;
-use crate::protocol::{Checkpoint, MaxRate, SlotName};
+use crate::image::Compared;
+use crate::protocol::{BackupTarget, Checkpoint, ManifestAsked, MaxRate, ServerCompression, ServerError, SlotName};
+use crate::wal::Pos;
+
+pub use crate::codec::ClientCompression;
+pub use error::BaseBackupError;
+pub use run::basebackup;
 
 /// What to copy, how, and where to.
 #[derive(Clone, Debug)]
@@ -76,12 +86,7 @@ pub enum Destination {
         compression: Option<ClientCompression>,
     },
     /// Not sent: the server stores it (`server:PATH`) or throws it away (`blackhole`).
-    Server {
-        /// The target's name, as given.
-        target: String,
-        /// What follows its colon.
-        detail: Option<String>,
-    },
+    Server(BackupTarget),
 }
 
 /// How the WAL from start to stop is had.
@@ -111,46 +116,69 @@ pub enum StreamSlot {
     },
 }
 
-/// The server's compression, passed on as it was given.
+/// What a base backup tells while it is made.
+#[derive(Debug)]
+pub enum Event {
+    /// The server has something to say, such as a page whose checksum is wrong.
+    Notice(ServerError),
+    /// A slot was made.
+    SlotMade {
+        /// Its name.
+        name: SlotName,
+        /// It goes with the connection.
+        temporary: bool,
+    },
+    /// The server was asked for its checkpoint.
+    WaitingForCheckpoint,
+    /// The checkpoint is made; the copy begins.
+    Started {
+        /// Where its WAL begins.
+        start: Pos,
+        /// Archives that will come: one of the data directory, and one of each tablespace.
+        archives: usize,
+        /// Bytes that the server expects to read, if it was asked for an estimate.
+        estimate: Option<u64>,
+    },
+    /// The second connection streams WAL.
+    Streaming,
+    /// How far it is: some times a second, and once more at the end.
+    Progress(Progress),
+    /// All is copied; WAL is needed up to here (exclusive).
+    Stop(Pos),
+    /// The rest of the WAL is awaited.
+    WaitingForWal,
+    /// What was written is made durable.
+    Syncing,
+    /// The manifest gets its name, which says that the backup is whole.
+    NamingManifest,
+    /// It has failed, and this directory is removed.
+    Removing(PathBuf),
+    /// It has failed, and this directory, which was there, is emptied.
+    Emptying(PathBuf),
+}
+
+/// How far a copy is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ServerCompression {
-    /// `gzip`, `lz4` or `zstd`.
-    pub method: String,
-    /// Level or options.
-    pub detail: Option<String>,
+pub struct Progress {
+    /// Bytes of the data directory and the tablespaces so far.
+    pub done: u64,
+    /// Archives that have come whole.
+    pub archives: usize,
+    /// The file that is being written, if one is.
+    pub file: Option<PathBuf>,
 }
 
-/// Our own compression of tar files; each can be read by the program of its method.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ClientCompression {
-    /// Levels 1 to 9; `None` is the library's default.
-    Gzip {
-        /// Level.
-        level: Option<u8>,
-    },
-    /// Levels 1 to 12.
-    Lz4 {
-        /// Level.
-        level: Option<u8>,
-    },
-    /// Levels -131072 to 22.
-    Zstd {
-        /// Level.
-        level: Option<i32>,
-        /// Threads.
-        workers: u32,
-        /// Long-distance matching.
-        long: bool,
-    },
-}
-
-/// A manifest to be sent by the server.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ManifestAsked {
-    /// The checksums in it.
-    pub algorithm: ManifestAlgorithm,
-    /// Whether all names are written in hexadecimal.
-    pub force_encode: bool,
+/// A base backup that is complete, and durable if that was asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Done {
+    /// Where its WAL begins.
+    pub start: Pos,
+    /// Exclusive end of the WAL that it needs.
+    pub stop: Pos,
+    /// Files that were found to be as the manifest lists them; `None` if they were not compared.
+    pub compared: Option<Compared>,
+    /// Whether its WAL is with it, and was found whole.
+    pub wal: bool,
 }
 
 /// How written files are made durable.
