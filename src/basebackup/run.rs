@@ -163,7 +163,7 @@ impl Run<'_> {
     async fn copy(&mut self, place: Place, tell: &mut impl FnMut(Event)) -> Result<(Pos, Stored), Error> {
         let manifest = self.options.manifest;
         let algorithm = manifest.map(|asked| asked.algorithm).filter(|_| self.options.verify);
-        let packed = self.options.server_compression.as_ref().map(|compression| compression.method);
+        let packed = self.options.server_compression.as_ref().and_then(|compression| compression.method());
         let storing = Storing::new(Task { place, packed, algorithm, manifest: manifest.is_some() })?;
         let pumped = self.pump(Some(&storing), tell).await;
         // The thread must have ended before anybody removes what it writes.

@@ -10,11 +10,9 @@ use super::super::getopt::{Flag, Getopt};
 use super::super::pg_compress::{Method, Specification, split};
 use super::super::pg_words::{Refusal, interval, slot};
 use super::rate::max_rate;
-use crate::basebackup::{
-    ClientCompression, Destination, ManifestAsked, ServerCompression, StreamSlot, Sync, WalMethod,
-};
+use crate::basebackup::{ClientCompression, Destination, StreamSlot, Sync, WalMethod};
 use crate::image::ManifestAlgorithm;
-use crate::protocol::{Checkpoint, MaxRate};
+use crate::protocol::{BackupTarget, Checkpoint, ManifestAsked, MaxRate, ServerCompression};
 
 /// The most threads that the zstd library takes.
 const MOST_WORKERS: i32 = 256;
@@ -302,12 +300,7 @@ impl Given {
             wal: self.wal_method()?,
             manifest: self.manifest_asked()?,
             destination: match (self.target, self.format, self.directory.unwrap_or_default()) {
-                (Some(target), ..) => match target.split_once(':') {
-                    Some((target, detail)) => {
-                        Destination::Server { target: target.to_owned(), detail: Some(detail.to_owned()) }
-                    }
-                    None => Destination::Server { target, detail: None },
-                },
+                (Some(target), ..) => Destination::Server(backup_target(target)),
                 (None, Some(Format::Tar), directory) if directory == Path::new("-") => {
                     Destination::StandardOutput { compression: ours }
                 }
@@ -414,11 +407,12 @@ impl Given {
 
     /// A name that no server knows is refused here, with a server's words.
     fn manifest_asked(&self) -> Result<Option<ManifestAsked>, Refusal> {
-        let name = self.manifest_checksums.as_deref();
-        let algorithm: Result<ManifestAlgorithm, _> = name.map_or(Ok(ManifestAlgorithm::default()), str::parse);
-        let algorithm = algorithm.map_err(|_| {
-            Refusal::Value(format!("unrecognized checksum algorithm: \"{}\"", name.unwrap_or_default()))
-        })?;
+        let algorithm = match self.manifest_checksums.as_deref() {
+            None => ManifestAlgorithm::default(),
+            Some(name) => {
+                name.parse().map_err(|_| Refusal::Value(format!("unrecognized checksum algorithm: \"{name}\"")))?
+            }
+        };
         Ok(self.manifest.then_some(ManifestAsked { algorithm, force_encode: self.manifest_force_encode }))
     }
 }
@@ -431,8 +425,8 @@ enum Compression {
 
 /// Not looked at: what a server can do only it knows.
 fn servers(text: &str) -> Compression {
-    let (method, detail) = split(text);
-    Compression::Servers(ServerCompression { method: method.to_owned(), detail: detail.map(str::to_owned) })
+    let (name, detail) = split(text);
+    Compression::Servers(ServerCompression { name: name.to_owned(), detail: detail.map(str::to_owned) })
 }
 
 fn ours(text: &str) -> Result<Option<ClientCompression>, String> {
@@ -450,6 +444,13 @@ fn ours(text: &str) -> Result<Option<ClientCompression>, String> {
             Some(ClientCompression::Zstd { level, workers, long: long.unwrap_or(false) })
         }
     })
+}
+
+fn backup_target(text: String) -> BackupTarget {
+    match text.split_once(':') {
+        Some((name, detail)) => BackupTarget { name: name.to_owned(), detail: Some(detail.to_owned()) },
+        None => BackupTarget { name: text, detail: None },
+    }
 }
 
 fn format(text: &str) -> Result<Format, Refusal> {

@@ -106,8 +106,8 @@ fn places() {
         ("--target=mine", "mine", None),
     ] {
         let destination = options(&format!("{words} -X fetch")).destination;
-        let Destination::Server { target, detail } = destination else { panic!("{words}: {destination:?}") };
-        assert_eq!((target.as_str(), detail.as_deref()), (name, path), "{words}");
+        let Destination::Server(target) = destination else { panic!("{words}: {destination:?}") };
+        assert_eq!((target.name.as_str(), target.detail.as_deref()), (name, path), "{words}");
     }
     assert_eq!(plain("-D dir --waldir=/a//b/./c/../d/").2, Some("/a/b/d".into()));
 }
@@ -150,9 +150,9 @@ fn who_compresses() {
         ("-t blackhole -X none -z", "gzip", None),
     ] {
         let server = options(words).server_compression.unwrap();
-        assert_eq!((server.method.as_str(), server.detail.as_deref()), (method, detail), "{words}");
+        assert_eq!((server.name.as_str(), server.detail.as_deref()), (method, detail), "{words}");
     }
-    assert!(options("-t blackhole -X none").server_compression.is_none_or(|server| server.method == "none"));
+    assert!(options("-t blackhole -X none").server_compression.is_none_or(|server| server.name == "none"));
 }
 
 #[test]
