@@ -4,6 +4,7 @@
 mod options;
 mod progress;
 mod rate;
+mod values;
 mod words;
 
 use std::ffi::OsString;

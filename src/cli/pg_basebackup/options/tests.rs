@@ -1,4 +1,5 @@
 use super::*;
+use crate::basebackup::ClientCompression;
 
 /// `~` stands for a space within a word.
 fn read(words: &str) -> Result<Asked, Refusal> {
