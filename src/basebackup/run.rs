@@ -19,7 +19,9 @@ use crate::connection::{BackupStarted, Purpose, Session, SlotAnswer};
 use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace};
 use crate::disk::{Disk, DiskError, EntryKind, Real};
 use crate::image::{BackupSource, agreement};
-use crate::protocol::{BackupEvent, BaseBackup, Condition, Retention, SlotKind, SlotName, SlotState, TablespaceRow};
+use crate::protocol::{
+    BackupEvent, BaseBackup, Condition, Retention, ServerCompression, SlotKind, SlotName, SlotState, TablespaceRow,
+};
 use crate::receive::Upstream;
 use crate::wal::{Pos, SegmentSize};
 
@@ -312,7 +314,7 @@ impl Run<'_> {
         let manifest = self.options.manifest;
         let storing = Storing::new(Task {
             place,
-            packed: self.options.server_compression.as_ref().map(|compression| compression.method),
+            packed: self.options.server_compression.as_ref().and_then(ServerCompression::method),
             algorithm: manifest.map(|asked| asked.algorithm).filter(|_| self.options.verify),
             manifest: manifest.is_some(),
             fetched: (self.options.wal == WalMethod::Fetch)
