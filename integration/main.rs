@@ -25,6 +25,7 @@ mod stock;
 mod trace;
 
 mod backup;
+mod basebackup;
 mod certificates;
 mod compress;
 mod crash;
@@ -89,6 +90,13 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_backup_killed_alone_is_never_offered", crash::backup_killed_alone),
     ("p3_a_missing_segment_is_named_and_refused", backup::missing_segment),
     ("p3_a_damaged_file_is_named_and_refused", backup::damaged_file),
+    ("basebackup_plain_under_load", basebackup::plain),
+    ("basebackup_tar_in_every_compression", basebackup::tar),
+    ("basebackup_to_standard_output", basebackup::standard_output),
+    ("basebackup_of_a_standby", basebackup::of_standby),
+    ("basebackup_of_what_changed", basebackup::incremental),
+    ("basebackup_seeds_a_standby", basebackup::seeds_a_standby),
+    ("basebackup_that_is_interrupted_leaves_nothing", basebackup::interrupted),
     ("p4_what_is_left_by_expire_restores", expire::under_load),
     ("p3_records_are_those_that_pg_waldump_reads", verify::agrees_with_waldump),
     ("p3_each_segment_a_backup_needs_is_missed", verify::each_needed_segment),

@@ -658,3 +658,79 @@ async fn what_has_no_place_in_a_base_backup_is_refused() {
         done(session, server).await;
     }
 }
+
+fn copy_in() -> Vec<u8> {
+    message(b'G', &[0, 0, 0])
+}
+
+/// What comes until the end of the copy.
+async fn uploaded(peer: &mut Peer) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        match peer.next().await {
+            Some((b'd', piece)) => all.extend(piece),
+            Some((b'c', _)) => return all,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_is_uploaded_in_pieces() {
+    let manifest: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    let expected = manifest.clone();
+    let server = Server::start(move |mut peer: Peer| async move {
+        peer.log_in("17.2").await;
+        peer.expect_query("UPLOAD_MANIFEST").await;
+        peer.send(copy_in()).await;
+        assert!(uploaded(&mut peer).await == expected);
+        peer.send_all([complete("UPLOAD_MANIFEST"), ready()]).await;
+        peer.expect_query("SHOW \"port\"").await;
+        peer.send(single_row(&[Some("1")])).await;
+        peer.expect_close().await;
+    })
+    .await;
+    let mut session = server.session().await;
+    session.upload_manifest(&manifest).await.unwrap();
+    assert_eq!(session.show("port").await.unwrap(), "1");
+    done(session, server).await;
+}
+
+#[tokio::test]
+async fn a_manifest_can_be_refused_at_once_or_in_the_middle() {
+    for at_once in [true, false] {
+        let refusal = || [error("ERROR", "55000", "system identifier in backup manifest is ..."), ready()].concat();
+        let server = Server::start(move |mut peer: Peer| async move {
+            peer.log_in("17.2").await;
+            peer.expect_query("UPLOAD_MANIFEST").await;
+            if at_once {
+                peer.send(refusal()).await;
+            } else {
+                peer.send(copy_in()).await;
+                peer.expect(b'd').await;
+                peer.send(refusal()).await;
+                uploaded(&mut peer).await;
+            }
+            peer.expect_query("SHOW \"port\"").await;
+            peer.send(single_row(&[Some("1")])).await;
+            peer.expect_close().await;
+        })
+        .await;
+        let mut session = server.session().await;
+        let error = session.upload_manifest(&[b' '; 100_000]).await.unwrap_err();
+        assert!(matches!(error, Error::Server(_)), "{error}");
+        assert_eq!(session.show("port").await.unwrap(), "1");
+        done(session, server).await;
+    }
+}
+
+#[tokio::test]
+async fn what_has_no_place_in_an_upload_is_refused() {
+    let unexpected = |tag| ProtocolError::Unexpected { tag, during: "uploading a manifest" };
+    for (answer, tag) in [(copy_out(), b'H'), (ready(), b'Z'), (copy_both(), b'W')] {
+        let (server, mut session) = answering("17.2", vec![("UPLOAD_MANIFEST", answer)]).await;
+        assert_eq!(protocol_error(session.upload_manifest(b"{}").await.unwrap_err()), unexpected(tag));
+        assert!(matches!(session.show("port").await, Err(Error::NotFree(_))));
+        done(session, server).await;
+    }
+}

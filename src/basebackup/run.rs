@@ -17,8 +17,8 @@ use super::{BaseBackupError as Error, Destination, Done, Event, Options, Progres
 use crate::archive::EndOfBackup;
 use crate::connection::{BackupStarted, Purpose, Session, SlotAnswer};
 use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace};
-use crate::disk::{Disk, DiskError, EntryKind, Real};
-use crate::image::{BackupSource, agreement};
+use crate::disk::{Disk, DiskError, EntryKind, Real, read_bounded};
+use crate::image::{BackupSource, Manifest, ManifestError, agreement};
 use crate::protocol::{
     BackupEvent, BaseBackup, Condition, Retention, ServerCompression, SlotKind, SlotName, SlotState, TablespaceRow,
 };
@@ -93,6 +93,7 @@ struct Run<'a> {
 impl Run<'_> {
     async fn backup(&mut self, tell: &mut impl FnMut(Event)) -> Result<Done, Error> {
         self.check()?;
+        self.upload_manifest().await?;
         // Before the checkpoint: no WAL from the backup's start on can be removed unread.
         self.make_slot(tell).await?;
         tell(Event::WaitingForCheckpoint);
@@ -203,6 +204,18 @@ impl Run<'_> {
         }
     }
 
+    /// Says what the backup is to be based on.
+    async fn upload_manifest(&mut self) -> Result<(), Error> {
+        let Some(path) = &self.options.incremental else { return Ok(()) };
+        if self.session.server_version().major() < 17 {
+            return Err(Error::Conflict("the server does not support incremental backup"));
+        }
+        let content = read_bounded(&*self.disk, path, Manifest::MAX_BYTES as u64)?;
+        let missing = || DiskError::new("open", path, io::ErrorKind::NotFound.into());
+        let content = content.ok_or_else(missing)?.map_err(|_| ManifestError::TooLong(usize::MAX));
+        Ok(unless_stopped(self.stop, self.session.upload_manifest(&content?)).await??)
+    }
+
     async fn make_slot(&mut self, tell: &mut impl FnMut(Event)) -> Result<(), Error> {
         let WalMethod::Stream(slot) = &self.options.wal else { return Ok(()) };
         let (name, kind) = match slot {
@@ -267,6 +280,7 @@ impl Run<'_> {
             wait_for_archive: options.wal == WalMethod::None,
             verify_checksums: options.verify_checksums,
             compression: options.server_compression.clone(),
+            incremental: options.incremental.is_some(),
             target,
             ..BaseBackup::new(options.label.clone())
         }

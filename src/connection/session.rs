@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use postgres_protocol::message::frontend;
+use postgres_protocol::message::frontend::{self, CopyData};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -21,6 +21,9 @@ use crate::wal::{Pos, SegmentSize, TimelineId};
 
 /// How long the server may take to answer a command that needs no work.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// Bytes of a manifest that are sent at once.
+const UPLOAD: usize = 64 << 10;
 
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -414,6 +417,50 @@ impl Session {
                         return Ok(next.map_or(StreamEnd::Ended, StreamEnd::NextTimeline));
                     }
                     other => return Err(other.unexpected("ending a stream").into()),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Gives the server the manifest of an earlier backup, on which the next base backup of this session
+    /// may build. Servers take it from 17 on.
+    ///
+    /// # Errors
+    /// When the server finds the manifest damaged or of another cluster, or the connection fails or
+    /// stands still.
+    pub async fn upload_manifest(&mut self, manifest: &[u8]) -> Result<(), Error> {
+        const DURING: &str = "UPLOAD_MANIFEST";
+        self.limited(DURING, async |session: &mut Self| {
+            session.send_command(command::UPLOAD_MANIFEST, DURING).await?;
+            match session.reply().await? {
+                Reply::CopyIn => Ok(()),
+                Reply::Error(error) => session.fail(error),
+                other => Err(other.unexpected("uploading a manifest").into()),
+            }
+        })
+        .await?;
+        for piece in manifest.chunks(UPLOAD) {
+            let data = CopyData::new(piece).map_err(|_| ProtocolError::Malformed("piece of a manifest"))?;
+            self.limited(DURING, async |session: &mut Self| {
+                data.write(session.wire.outbox());
+                session.wire.flush().await.map_err(Error::Lost)
+            })
+            .await?;
+        }
+        // An error that the server had before this is the answer, too: it passes over the rest.
+        self.limited(DURING, async |session: &mut Self| {
+            frontend::copy_done(session.wire.outbox());
+            session.wire.flush().await.map_err(Error::Lost)?;
+            loop {
+                match session.reply().await? {
+                    Reply::Complete(_) => {}
+                    Reply::Error(error) => return session.fail(error),
+                    Reply::Ready => {
+                        session.mode = Mode::Idle;
+                        return Ok(());
+                    }
+                    other => return Err(other.unexpected("uploading a manifest").into()),
                 }
             }
         })

@@ -24,6 +24,8 @@ pub enum Reply {
     Complete(String),
     /// The command string was empty.
     Empty,
+    /// The server begins to take a copy from us.
+    CopyIn,
     /// The server begins to copy to us.
     CopyOut,
     /// The server begins to stream, and listens while it does.
@@ -72,6 +74,7 @@ impl Reply {
                 body.tag().map_err(|_| ProtocolError::Malformed("command tag"))?.as_bytes(),
             ))),
             Message::EmptyQueryResponse => Ok(Self::Empty),
+            Message::CopyInResponse(_) => Ok(Self::CopyIn),
             Message::CopyOutResponse(_) => Ok(Self::CopyOut),
             Message::CopyDone => Ok(Self::CopyDone),
             Message::ErrorResponse(body) => ServerError::collect(body.fields()).map(Self::Error),
@@ -104,6 +107,7 @@ impl Reply {
             Self::Row(_) => b'D',
             Self::Complete(_) => b'C',
             Self::Empty => b'I',
+            Self::CopyIn => b'G',
             Self::CopyOut => b'H',
             Self::CopyBoth => b'W',
             Self::CopyData(_) => b'd',
@@ -218,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_no_server_sends_is_refused() {
-        for (tag, body) in [(b'?', &b""[..]), (b'R', &[0, 0, 0, 0]), (b'G', &[0, 0, 0]), (b'v', &[0; 8]), (b'Z', b"")] {
+        for (tag, body) in [(b'?', &b""[..]), (b'R', &[0, 0, 0, 0]), (b'v', &[0; 8]), (b'Z', b"")] {
             assert_eq!(decode(tag, body), Err(ProtocolError::Unexpected { tag, during: "answering a command" }));
         }
     }

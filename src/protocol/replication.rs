@@ -113,6 +113,9 @@ pub struct BaseBackup {
     pub compression: Option<ServerCompression>,
     /// Where the archives go, if not to us; from 15 on.
     pub target: Option<BackupTarget>,
+    /// Whether only what changed since the backup is sent whose manifest was uploaded before, in the
+    /// same session; servers know this from 17 on.
+    pub incremental: bool,
 }
 
 impl BaseBackup {
@@ -130,6 +133,7 @@ impl BaseBackup {
             verify_checksums: true,
             compression: None,
             target: None,
+            incremental: false,
         }
     }
 }
@@ -212,6 +216,9 @@ pub mod command {
         format!("START_REPLICATION {slot}PHYSICAL {} TIMELINE {}", start.lsn(), start.tli())
     }
 
+    /// Announces the manifest of an earlier backup; servers know this from 17 on.
+    pub const UPLOAD_MANIFEST: &str = "UPLOAD_MANIFEST";
+
     /// Begins a base backup. Until 14 options are bare words in a row, from 15 on a list.
     pub fn base_backup(version: ServerVersion, backup: &BaseBackup) -> String {
         let new = version.is_15_or_later();
@@ -227,6 +234,7 @@ pub mod command {
         add(new && backup.checkpoint == Checkpoint::Spread, "", "CHECKPOINT 'spread'");
         add(!backup.wait_for_archive, "NOWAIT", "WAIT 0");
         add(backup.tablespace_map, "TABLESPACE_MAP", "TABLESPACE_MAP");
+        add(backup.incremental, "INCREMENTAL", "INCREMENTAL");
         add(!backup.verify_checksums, "NOVERIFY_CHECKSUMS", "VERIFY_CHECKSUMS 0");
         options.extend(backup.max_rate.map(|rate| format!("MAX_RATE {}", rate.0)));
         if let Some(manifest) = backup.manifest {
@@ -554,6 +562,9 @@ mod tests {
             command::base_backup(OLD, &BaseBackup { compression: None, target: None, ..rare }),
             "BASE_BACKUP LABEL 'x' WAL NOVERIFY_CHECKSUMS MANIFEST 'force-encode' MANIFEST_CHECKSUMS 'SHA256'"
         );
+        assert!(!command::base_backup(NEW, &backup).contains("INCREMENTAL"));
+        let incremental = BaseBackup { incremental: true, ..backup };
+        assert!(command::base_backup(NEW, &incremental).contains("TABLESPACE_MAP, INCREMENTAL, "));
         assert_eq!((MaxRate::new(31), MaxRate::new(1_048_577)), (None, None));
     }
 
