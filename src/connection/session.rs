@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use postgres_protocol::message::frontend;
+use postgres_protocol::message::frontend::{self, CopyData};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -21,6 +21,9 @@ use crate::wal::{Pos, SegmentSize, TimelineId};
 
 /// How long the server may take to answer a command that needs no work.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// A manifest is uploaded in pieces of this size.
+const UPLOAD_PIECE: usize = 64 << 10;
 
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -414,6 +417,47 @@ impl Session {
                         return Ok(next.map_or(StreamEnd::Ended, StreamEnd::NextTimeline));
                     }
                     other => return Err(other.unexpected("ending a stream").into()),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Gives the server the manifest that the next base backup is to be based on (from 17 on).
+    ///
+    /// # Errors
+    /// When the server refuses it, or the connection fails.
+    pub async fn upload_manifest(&mut self, manifest: &[u8]) -> Result<(), Error> {
+        const DURING: &str = command::UPLOAD_MANIFEST;
+        self.limited(DURING, async |session: &mut Self| {
+            session.send_command(command::UPLOAD_MANIFEST, DURING).await?;
+            match session.reply().await? {
+                Reply::CopyIn => Ok(()),
+                Reply::Error(error) => session.fail(error),
+                other => Err(other.unexpected(DURING).into()),
+            }
+        })
+        .await?;
+        for piece in manifest.chunks(UPLOAD_PIECE) {
+            self.limited(DURING, async |session: &mut Self| {
+                let data = CopyData::new(piece).map_err(Error::Lost)?;
+                data.write(session.wire.outbox());
+                session.wire.flush().await.map_err(Error::Lost)
+            })
+            .await?;
+        }
+        self.limited(DURING, async |session: &mut Self| {
+            frontend::copy_done(session.wire.outbox());
+            session.wire.flush().await.map_err(Error::Lost)?;
+            loop {
+                match session.reply().await? {
+                    Reply::Complete(_) => {}
+                    Reply::Error(error) => return session.fail(error),
+                    Reply::Ready => {
+                        session.mode = Mode::Idle;
+                        return Ok(());
+                    }
+                    other => return Err(other.unexpected(DURING).into()),
                 }
             }
         })

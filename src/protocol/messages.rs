@@ -26,6 +26,8 @@ pub enum Reply {
     Empty,
     /// The server begins to copy to us.
     CopyOut,
+    /// The server waits for a copy from us.
+    CopyIn,
     /// The server begins to stream, and listens while it does.
     CopyBoth,
     /// A piece of the copy.
@@ -73,6 +75,7 @@ impl Reply {
             ))),
             Message::EmptyQueryResponse => Ok(Self::Empty),
             Message::CopyOutResponse(_) => Ok(Self::CopyOut),
+            Message::CopyInResponse(_) => Ok(Self::CopyIn),
             Message::CopyDone => Ok(Self::CopyDone),
             Message::ErrorResponse(body) => ServerError::collect(body.fields()).map(Self::Error),
             Message::NoticeResponse(body) => ServerError::collect(body.fields()).map(Self::Notice),
@@ -105,6 +108,7 @@ impl Reply {
             Self::Complete(_) => b'C',
             Self::Empty => b'I',
             Self::CopyOut => b'H',
+            Self::CopyIn => b'G',
             Self::CopyBoth => b'W',
             Self::CopyData(_) => b'd',
             Self::CopyDone => b'c',

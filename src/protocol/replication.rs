@@ -113,6 +113,8 @@ pub struct BaseBackup {
     pub compression: Option<ServerCompression>,
     /// Where the archives go, if not to us; from 15 on.
     pub target: Option<BackupTarget>,
+    /// Whether only what has changed since the backup of the uploaded manifest is sent; from 17 on.
+    pub incremental: bool,
 }
 
 impl BaseBackup {
@@ -130,6 +132,7 @@ impl BaseBackup {
             verify_checksums: true,
             compression: None,
             target: None,
+            incremental: false,
         }
     }
 }
@@ -212,6 +215,9 @@ pub mod command {
         format!("START_REPLICATION {slot}PHYSICAL {} TIMELINE {}", start.lsn(), start.tli())
     }
 
+    /// Asks for a copy of the manifest that the next base backup is to be based on.
+    pub const UPLOAD_MANIFEST: &str = "UPLOAD_MANIFEST";
+
     /// Begins a base backup. Until 14 options are bare words in a row, from 15 on a list.
     pub fn base_backup(version: ServerVersion, backup: &BaseBackup) -> String {
         let new = version.is_15_or_later();
@@ -221,6 +227,7 @@ pub mod command {
                 options.push(if new { new_text } else { old_text }.to_owned());
             }
         };
+        add(new && backup.incremental, "", "INCREMENTAL");
         add(backup.estimate_size, "PROGRESS", "PROGRESS");
         add(backup.wal, "WAL", "WAL");
         add(backup.checkpoint == Checkpoint::Fast, "FAST", "CHECKPOINT 'fast'");
