@@ -36,6 +36,8 @@ mod expire;
 mod failover;
 mod hosts;
 mod identical;
+mod pair;
+mod pg_basebackup;
 mod pg_receivewal;
 mod readme;
 mod refusals;
@@ -134,6 +136,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("drill_goes_as_far_as_the_archive", drill::far),
     ("drill_leaves_nothing_when_it_is_interrupted", drill::interrupted),
     ("drill_refuses_what_it_cannot_do", drill::refusals),
+    ("pg_basebackup_refuses_what_the_real_one_refuses", pg_basebackup::refusals),
+    ("pg_basebackup_says_what_the_real_one_says", pg_basebackup::words_of_success),
+    ("pg_basebackup_fails_as_the_real_one_does", pg_basebackup::failures),
+    ("pg_basebackup_cleans_up_when_it_is_stopped", pg_basebackup::stopped),
     ("pg_receivewal_refuses_what_the_real_one_refuses", pg_receivewal::refusals),
     ("pg_receivewal_makes_and_drops_slots", pg_receivewal::slots),
     ("pg_receivewal_streams_beside_the_real_one", pg_receivewal::streams),

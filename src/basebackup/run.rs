@@ -18,7 +18,7 @@ use crate::archive::EndOfBackup;
 use crate::connection::{BackupStarted, Purpose, Session, SlotAnswer};
 use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace};
 use crate::disk::{Disk, DiskError, EntryKind, Real, read_bounded};
-use crate::image::{BackupSource, Manifest, ManifestError, agreement};
+use crate::image::{BackupSource, agreement};
 use crate::protocol::{
     BackupEvent, BaseBackup, Condition, Retention, ServerCompression, SlotKind, SlotName, SlotState, TablespaceRow,
 };
@@ -28,6 +28,8 @@ use crate::wal::{Pos, SegmentSize};
 /// How often it is told how far the copy is.
 const TELL: Duration = Duration::from_millis(200);
 
+/// An older backup's manifest that is larger is not one; it has about 150 bytes for each file.
+const MAX_OLD_MANIFEST: u64 = 1 << 30;
 /// How long dropping a slot may take when the backup has failed.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -204,16 +206,17 @@ impl Run<'_> {
         }
     }
 
-    /// Says what the backup is to be based on.
     async fn upload_manifest(&mut self) -> Result<(), Error> {
         let Some(path) = &self.options.incremental else { return Ok(()) };
-        if self.session.server_version().major() < 17 {
-            return Err(Error::Conflict("the server does not support incremental backup"));
-        }
-        let content = read_bounded(&*self.disk, path, Manifest::MAX_BYTES as u64)?;
-        let missing = || DiskError::new("open", path, io::ErrorKind::NotFound.into());
-        let content = content.ok_or_else(missing)?.map_err(|_| ManifestError::TooLong(usize::MAX));
-        Ok(unless_stopped(self.stop, self.session.upload_manifest(&content?)).await??)
+        let (disk, path) = (self.disk.clone(), path.clone());
+        let read = spawn_blocking(move || match read_bounded(&*disk, &path, MAX_OLD_MANIFEST)? {
+            Some(Ok(manifest)) => Ok(manifest),
+            Some(Err(size)) => Err(Error::OldManifestTooLarge { path, size }),
+            None => Err(Error::NoOldManifest(path)),
+        });
+        let manifest = read.await.map_err(|e| Error::Thread(io::Error::other(e)))??;
+        unless_stopped(self.stop, self.session.upload_manifest(&manifest)).await??;
+        Ok(())
     }
 
     async fn make_slot(&mut self, tell: &mut impl FnMut(Event)) -> Result<(), Error> {
@@ -270,6 +273,7 @@ impl Run<'_> {
             _ => None,
         };
         BaseBackup {
+            incremental: options.incremental.is_some(),
             checkpoint: options.checkpoint,
             max_rate: options.max_rate,
             manifest: options.manifest,
@@ -280,7 +284,6 @@ impl Run<'_> {
             wait_for_archive: options.wal == WalMethod::None,
             verify_checksums: options.verify_checksums,
             compression: options.server_compression.clone(),
-            incremental: options.incremental.is_some(),
             target,
             ..BaseBackup::new(options.label.clone())
         }

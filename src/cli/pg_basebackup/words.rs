@@ -14,26 +14,26 @@ use crate::connection::Error as SessionError;
 pub(super) fn help(name: &str) -> String {
     format!(
         "\
-{name} copies the data of a running PostgreSQL server: a base backup.
+{name} takes a base backup: a copy of a running server.
 
 Usage:
   {name} [OPTION]...
 
 Where it goes, and how:
-  -D, --pgdata=DIRECTORY directory that is made, or must be empty; - with -Ft is standard output
+  -D, --pgdata=DIRECTORY directory that is made, or is empty; - with -Ft is stdout
   -F, --format=p|t       plain, as a data directory (default), or tar
   -i, --incremental=OLDMANIFEST
-                         only what has changed since the backup of this manifest (from 17 on)
-  -r, --max-rate=RATE    bound on the server's speed, in kB a second (or with suffix k or M)
+                         only what changed since this manifest's backup (17 on)
+  -r, --max-rate=RATE    most kB a second, or with suffix k or M
   -R, --write-recovery-conf
                          add what makes it a standby of this server
   -t, --target=TARGET[:DETAIL]
-                         let the server keep it: server:PATH or blackhole (from 15 on)
+                         leave it to the server: server:PATH, blackhole (15 on)
   -T, --tablespace-mapping=OLDDIR=NEWDIR
                          lay the tablespace in OLDDIR down in NEWDIR
       --waldir=WALDIR    directory that pg_wal is to be a link to
   -X, --wal-method=none|fetch|stream
-                         the WAL it needs: not at all, at the end, or meanwhile (default)
+                         its WAL: not, at the end, or meanwhile (default)
   -z, --gzip             compress tar files with gzip
   -Z, --compress=[{{client|server}}-]METHOD[:DETAIL]
                          compress with gzip, lz4 or zstd, here or on the server
@@ -41,7 +41,7 @@ Where it goes, and how:
 
 General options:
   -c, --checkpoint=fast|spread
-                         the server's checkpoint: at once, or at its usual pace (default)
+                         the first checkpoint: at once, or slowly (default)
   -C, --create-slot      make the slot that --slot names
   -l, --label=LABEL      what to call the backup
   -n, --no-clean         leave after an error what was made
@@ -57,7 +57,7 @@ General options:
       --no-estimate-size do not let the server estimate the size first
       --no-manifest      let the server send no manifest
       --no-slot          make no temporary slot for the WAL
-      --no-verify        do not compare the files with the manifest as they arrive
+      --no-verify        do not compare the files with the manifest
       --no-verify-checksums
                          do not let the server check the checksums of pages
       --sync-method=METHOD
@@ -74,7 +74,7 @@ Connection options:
   -w, --no-password      never ask for a password
   -W, --password         ask for a password before connecting
 
-This is walhold with the flags of pg_basebackup; walhold --help shows what else it does.
+This is walhold with pg_basebackup's flags; walhold --help shows what else it does.
 "
     )
 }
