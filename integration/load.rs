@@ -62,6 +62,11 @@ impl Load {
         self.acknowledged.lock().unwrap().len()
     }
 
+    /// The numbers that have been acknowledged.
+    pub(crate) fn so_far(&self) -> Vec<i64> {
+        self.acknowledged.lock().unwrap().clone()
+    }
+
     /// Waits for so many more acknowledged commits.
     #[track_caller]
     pub(crate) fn wait_for_more(&self, more: usize) {

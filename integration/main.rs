@@ -26,6 +26,7 @@ mod stock;
 mod trace;
 
 mod backup;
+mod basebackup;
 mod certificates;
 mod compress;
 mod crash;
@@ -37,6 +38,8 @@ mod failover;
 mod hosts;
 mod identical;
 mod incremental;
+mod pair;
+mod pg_basebackup;
 mod pg_receivewal;
 mod pitr;
 mod readme;
@@ -108,6 +111,13 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_copy_that_lies_elsewhere_is_made_ready", low_level::external),
     ("p3_a_copy_is_made_by_hand", low_level::by_hand),
     ("p3_a_snapshot_counts_once_it_is_drilled", low_level::snapshot),
+    ("basebackup_plain_under_load", basebackup::plain),
+    ("basebackup_tar_in_every_compression", basebackup::tar),
+    ("basebackup_to_standard_output", basebackup::standard_output),
+    ("basebackup_of_a_standby", basebackup::of_standby),
+    ("basebackup_of_what_changed", basebackup::incremental),
+    ("basebackup_seeds_a_standby", basebackup::seeds_a_standby),
+    ("basebackup_that_is_interrupted_leaves_nothing", basebackup::interrupted),
     ("p4_what_is_left_by_expire_restores", expire::under_load),
     ("p3_records_are_those_that_pg_waldump_reads", verify::agrees_with_waldump),
     ("p3_each_segment_a_backup_needs_is_missed", verify::each_needed_segment),
@@ -148,6 +158,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("drill_goes_as_far_as_the_archive", drill::far),
     ("drill_leaves_nothing_when_it_is_interrupted", drill::interrupted),
     ("drill_refuses_what_it_cannot_do", drill::refusals),
+    ("pg_basebackup_refuses_what_the_real_one_refuses", pg_basebackup::refusals),
+    ("pg_basebackup_says_what_the_real_one_says", pg_basebackup::words_of_success),
+    ("pg_basebackup_fails_as_the_real_one_does", pg_basebackup::failures),
+    ("pg_basebackup_cleans_up_when_it_is_stopped", pg_basebackup::stopped),
     ("pg_receivewal_refuses_what_the_real_one_refuses", pg_receivewal::refusals),
     ("pg_receivewal_makes_and_drops_slots", pg_receivewal::slots),
     ("pg_receivewal_streams_beside_the_real_one", pg_receivewal::streams),

@@ -2,59 +2,17 @@
 //! words on standard error.
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::cluster::{Cluster, Setup, Stop};
-use crate::program::{Ended, Running, run, start};
+use crate::pair::{Pair, words};
+use crate::program::{Running, run, start};
 use crate::room::{Outcome, Room, SOON, wait_until};
 use crate::stock::{assert_contiguous, names, partial};
-
-/// The one under test, and the real one where this version has it and says what 18 says.
-struct Pair {
-    ours: PathBuf,
-    theirs: Option<PathBuf>,
-}
-
-impl Pair {
-    fn new(room: &Room, since: u32) -> Self {
-        let ours = room.path("pg_receivewal");
-        symlink(room.program(), &ours).unwrap();
-        Self { ours, theirs: room.tool("pg_receivewal").ok().filter(|_| room.server.major >= since) }
-    }
-
-    /// Both are run, and must end with this code and the same words.
-    #[track_caller]
-    fn run(&self, code: i32, command: impl Fn(&Path) -> Command) -> Ended {
-        let ours = run(&mut command(&self.ours)).expect(code);
-        if let Some(theirs) = &self.theirs {
-            let stock = run(&mut command(theirs)).expect(code);
-            assert_eq!(words(&ours, &self.ours), words(&stock, theirs), "\n{ours}\n{stock}");
-        }
-        ours
-    }
-}
-
-/// The lines on standard error without numbers, each once: the real one says some twice.
-fn words(ended: &Ended, program: &Path) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for line in ended.err.replace(program.to_str().unwrap(), "PROGRAM").lines() {
-        let words = line.split_inclusive([' ', '"', '.', ',']).map(|word| {
-            let number = word.contains(|c: char| c.is_ascii_digit());
-            let hex = word.trim_end_matches([' ', '"', '.', ',']).chars();
-            if number && hex.clone().all(|c| c.is_ascii_hexdigit() || c == '/') { "#" } else { word }
-        });
-        let line: String = words.collect();
-        if !lines.contains(&line) {
-            lines.push(line);
-        }
-    }
-    lines
-}
 
 fn at(room: &Room, program: &Path, server: &Cluster<'_>, arguments: &[&str]) -> Command {
     let mut command = room.command(program);
@@ -65,7 +23,7 @@ fn at(room: &Room, program: &Path, server: &Cluster<'_>, arguments: &[&str]) -> 
 /// Command lines that are wrong, and folders that are not there.
 pub(crate) fn refusals(room: &Room) -> Outcome {
     // Older ones know fewer methods, and give hints in another form.
-    let pair = Pair::new(room, 16);
+    let pair = Pair::new(room, "pg_receivewal", 16);
     let dir = room.path("wal");
     room.make_dir(&dir);
     let dir = dir.to_str().unwrap();
@@ -136,7 +94,7 @@ pub(crate) fn refusals(room: &Room) -> Outcome {
 
 /// The actions, and slots that are missing.
 pub(crate) fn slots(room: &Room) -> Outcome {
-    let pair = Pair::new(room, 15);
+    let pair = Pair::new(room, "pg_receivewal", 15);
     let primary = Cluster::new(room, "primary");
     let dir = room.path("wal");
     room.make_dir(&dir);
@@ -177,7 +135,7 @@ pub(crate) fn slots(room: &Room) -> Outcome {
 
 /// Up to a position, by each method, in folders of their own.
 pub(crate) fn streams(room: &Room) -> Outcome {
-    let pair = Pair::new(room, 15);
+    let pair = Pair::new(room, "pg_receivewal", 15);
     let primary = Cluster::with(room, "primary", &Setup { segment_mb: 1, ..Setup::default() });
     for folder in ["ours", "theirs"] {
         room.make_dir(&room.path(folder));
@@ -211,7 +169,7 @@ pub(crate) fn streams(room: &Room) -> Outcome {
 
 /// SIGINT and SIGTERM end it in good order, and a server that stops ends it with 1 if it must not come back.
 pub(crate) fn ends(room: &Room) -> Outcome {
-    let pair = Pair::new(room, 16);
+    let pair = Pair::new(room, "pg_receivewal", 16);
     let mut primary = Cluster::new(room, "primary");
     let mut said = Vec::new();
     for program in [Some(&pair.ours), pair.theirs.as_ref()].into_iter().flatten() {
@@ -251,7 +209,7 @@ fn has_all(receiver: &Running, server: &Cluster<'_>) {
 /// first is not.
 pub(crate) fn waits(room: &Room) -> Outcome {
     const WAITING: &str = "pg_receivewal: disconnected; waiting ";
-    let pair = Pair::new(room, 15);
+    let pair = Pair::new(room, "pg_receivewal", 15);
     let mut primary = Cluster::new(room, "primary");
     let dir = room.path("wal");
     room.make_dir(&dir);
@@ -285,7 +243,7 @@ pub(crate) fn waits(room: &Room) -> Outcome {
 
 /// What the real one would not notice, or would never get over.
 pub(crate) fn better(room: &Room) -> Outcome {
-    let pair = Pair::new(room, 15);
+    let pair = Pair::new(room, "pg_receivewal", 15);
     let primary = Cluster::new(room, "primary");
     let dir = room.path("wal");
     room.make_dir(&dir);

@@ -57,6 +57,17 @@ pub enum BaseBackupError {
     /// The WAL that came with the files ends too early, or is damaged.
     #[error("the WAL that came with the backup is not whole: {0}")]
     Fetched(String),
+    /// There is no manifest to base an incremental backup on.
+    #[error("could not open file \"{}\": No such file or directory", .0.display())]
+    NoOldManifest(PathBuf),
+    /// A manifest to base an incremental backup on is none, so large is it.
+    #[error("file \"{}\" has {size} bytes, which no backup manifest has", .path.display())]
+    OldManifestTooLarge {
+        /// What was named.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
     /// Standard output takes one archive.
     #[error("only a data directory without tablespaces can be written to standard output; there are {0} tablespaces")]
     Tablespaces(usize),

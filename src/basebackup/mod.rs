@@ -40,8 +40,7 @@ pub struct Options {
     pub destination: Destination,
     /// The WAL that it needs.
     pub wal: WalMethod,
-    /// Longest time between two statuses that are sent to the server while WAL is streamed; `None`: only
-    /// when it asks.
+    /// Longest silence towards the server while WAL is streamed; `None`: it is told only when there is a reason.
     pub status_interval: Option<Duration>,
     /// What the server compresses with, in its own words.
     pub server_compression: Option<ServerCompression>,

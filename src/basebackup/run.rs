@@ -17,15 +17,19 @@ use super::{BaseBackupError as Error, Destination, Done, Event, Options, Progres
 use crate::archive::EndOfBackup;
 use crate::connection::{BackupStarted, Purpose, Session, SlotAnswer};
 use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace};
-use crate::disk::{Disk, DiskError, EntryKind, Real};
+use crate::disk::{Disk, DiskError, EntryKind, Real, read_bounded};
 use crate::image::{BackupSource, agreement};
-use crate::protocol::{BackupEvent, BaseBackup, Condition, Retention, SlotKind, SlotName, SlotState, TablespaceRow};
+use crate::protocol::{
+    BackupEvent, BaseBackup, Condition, Retention, ServerCompression, SlotKind, SlotName, SlotState, TablespaceRow,
+};
 use crate::receive::Upstream;
 use crate::wal::{Pos, SegmentSize};
 
 /// How often it is told how far the copy is.
 const TELL: Duration = Duration::from_millis(200);
 
+/// An older backup's manifest that is larger is not one; it has about 150 bytes for each file.
+const MAX_OLD_MANIFEST: u64 = 1 << 30;
 /// How long dropping a slot may take when the backup has failed.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -91,6 +95,7 @@ struct Run<'a> {
 impl Run<'_> {
     async fn backup(&mut self, tell: &mut impl FnMut(Event)) -> Result<Done, Error> {
         self.check()?;
+        self.upload_manifest().await?;
         // Before the checkpoint: no WAL from the backup's start on can be removed unread.
         self.make_slot(tell).await?;
         tell(Event::WaitingForCheckpoint);
@@ -201,6 +206,19 @@ impl Run<'_> {
         }
     }
 
+    async fn upload_manifest(&mut self) -> Result<(), Error> {
+        let Some(path) = &self.options.incremental else { return Ok(()) };
+        let (disk, path) = (self.disk.clone(), path.clone());
+        let read = spawn_blocking(move || match read_bounded(&*disk, &path, MAX_OLD_MANIFEST)? {
+            Some(Ok(manifest)) => Ok(manifest),
+            Some(Err(size)) => Err(Error::OldManifestTooLarge { path, size }),
+            None => Err(Error::NoOldManifest(path)),
+        });
+        let manifest = read.await.map_err(|e| Error::Thread(io::Error::other(e)))??;
+        unless_stopped(self.stop, self.session.upload_manifest(&manifest)).await??;
+        Ok(())
+    }
+
     async fn make_slot(&mut self, tell: &mut impl FnMut(Event)) -> Result<(), Error> {
         let WalMethod::Stream(slot) = &self.options.wal else { return Ok(()) };
         let (name, kind) = match slot {
@@ -255,6 +273,7 @@ impl Run<'_> {
             _ => None,
         };
         BaseBackup {
+            incremental: options.incremental.is_some(),
             checkpoint: options.checkpoint,
             max_rate: options.max_rate,
             manifest: options.manifest,
@@ -312,7 +331,7 @@ impl Run<'_> {
         let manifest = self.options.manifest;
         let storing = Storing::new(Task {
             place,
-            packed: self.options.server_compression.as_ref().map(|compression| compression.method),
+            packed: self.options.server_compression.as_ref().and_then(ServerCompression::method),
             algorithm: manifest.map(|asked| asked.algorithm).filter(|_| self.options.verify),
             manifest: manifest.is_some(),
             fetched: (self.options.wal == WalMethod::Fetch)

@@ -28,7 +28,8 @@ pub(super) struct Wal {
     disk: Arc<dyn Disk>,
     end: CancellationToken,
     durable: watch::Receiver<Option<Durable>>,
-    task: JoinHandle<Result<Finished, ReceiveError>>,
+    /// `None` once its end is known.
+    task: Option<JoinHandle<Result<Finished, ReceiveError>>>,
 }
 
 /// The WAL from a backup's start to its end, in a directory.
@@ -85,26 +86,30 @@ impl Wal {
             };
             receive(upstream, &into, &receive_options, &token, &mut told).await
         });
-        Ok(Self { archive, disk, end, durable, task })
+        Ok(Self { archive, disk, end, durable, task: Some(task) })
     }
 
     /// Waits until the stream ends, which it does only when it cannot go on. May be cancelled.
     pub(super) async fn failed(&mut self) -> Error {
-        match (&mut self.task).await {
-            Ok(Err(e)) => e.into(),
-            Ok(Ok(_)) => ReceiveError::Ended.into(),
-            Err(e) => Error::Thread(std::io::Error::other(e)),
+        match self.ended().await {
+            Err(e) => e,
+            Ok(_) => ReceiveError::Ended.into(),
         }
+    }
+
+    /// Waits for the end of the stream. May be cancelled.
+    async fn ended(&mut self) -> Result<Finished, Error> {
+        let Some(task) = &mut self.task else { return Err(ReceiveError::Ended.into()) };
+        let ended = task.await;
+        self.task = None;
+        Ok(ended.map_err(|e| Error::Thread(std::io::Error::other(e)))??)
     }
 
     /// Waits until all up to `stop` has come, ends the stream, and reads every record from `start` on.
     pub(super) async fn complete(mut self, start: Pos, stop: Pos, end: EndOfBackup) -> Result<ReceivedWal, Error> {
         self.reach(stop).await?;
         self.end.cancel();
-        match (&mut self.task).await {
-            Ok(ended) => drop(ended?),
-            Err(e) => return Err(Error::Thread(std::io::Error::other(e))),
-        }
+        self.ended().await?;
         let archive = self.archive.clone();
         let proof = spawn_blocking(move || archive.prove(start.lsn(), stop, end)).await;
         let proof = proof.map_err(|e| Error::Thread(std::io::Error::other(e)))??;
@@ -171,7 +176,7 @@ impl Wal {
     pub(super) async fn close(mut self) {
         self.end.cancel();
         // How it ends changes nothing any more.
-        let _ = (&mut self.task).await;
+        let _ = self.ended().await;
     }
 }
 

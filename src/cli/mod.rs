@@ -11,8 +11,10 @@ mod heal;
 mod keep;
 mod list;
 mod log;
+mod pg_basebackup;
 mod pg_compress;
 mod pg_receivewal;
+mod pg_words;
 mod receive;
 mod restore;
 mod restored;
@@ -62,6 +64,13 @@ enum Command {
     Keep(keep::Arguments),
     Expire(expire::Arguments),
     Drill(Box<drill::Arguments>),
+    /// Copy a server into a data directory or tar files, outside of any repository: pg_basebackup with all its flags
+    #[command(name = "basebackup", disable_help_flag = true)]
+    BaseBackup {
+        /// As pg_basebackup takes them; see walhold basebackup --help
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Give a recovering server one file of the archive: its restore_command
     ///
     /// Exits 0 if the file was given, 1 if it is known not to exist, and 255 if neither is known; with
@@ -79,9 +88,16 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     if arguments.first().is_some_and(pg_receivewal::is_meant) {
         return pg_receivewal::run(arguments);
     }
+    if arguments.first().is_some_and(pg_basebackup::is_meant) {
+        return pg_basebackup::run(arguments);
+    }
     // The exit codes of this one are fixed before anything is parsed.
     if arguments.get(1).is_some_and(|command| command == "wal-get") {
         return run_wal_get(arguments.into_iter().skip(2)).into();
+    }
+    // This one's flags are not clap's.
+    if arguments.get(1).is_some_and(|command| command == "basebackup") {
+        return pg_basebackup::run_command(arguments.into_iter().skip(2));
     }
     // What a variable holds may be a password.
     let grammar = without_values(Arguments::command());
@@ -114,6 +130,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Keep(arguments) => keep::run(&arguments),
         Command::Expire(arguments) => expire::run(&arguments),
         Command::Drill(arguments) => drill::run(&arguments),
+        Command::BaseBackup { arguments } => return pg_basebackup::run_command(arguments.into_iter()),
         Command::WalGet { arguments } => return run_wal_get(arguments.into_iter()).into(),
     };
     match done {

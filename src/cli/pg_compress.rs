@@ -48,15 +48,9 @@ impl Method {
 }
 
 impl Specification {
-    /// Reads the whole argument. A number alone is a level of gzip, and 0 is no compression. The
-    /// error is the message.
+    /// Reads the whole argument. The error is the message.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let (name, detail) = match integer(text) {
-            _ if text.is_empty() => ("none", None),
-            Some(0) => ("none", None),
-            Some(_) => ("gzip", Some(text)),
-            None => text.split_once(':').map_or((text, None), |(name, detail)| (name, Some(detail))),
-        };
+        let (name, detail) = split(text);
         let method = Method::named(name).ok_or_else(|| format!("unrecognized compression algorithm: \"{name}\""))?;
         Self::of(method, detail).map_err(|e| format!("invalid compression specification: {e}"))
     }
@@ -104,6 +98,17 @@ impl Specification {
             return Err(format!("compression algorithm \"{name}\" does not support long-distance mode"));
         }
         Ok(Self { level, ..self })
+    }
+}
+
+/// The method's name and its detail, neither of them looked at. A number alone is a level of gzip, and 0 is no
+/// compression.
+pub(super) fn split(text: &str) -> (&str, Option<&str>) {
+    match integer(text) {
+        _ if text.is_empty() => ("none", None),
+        Some(0) => ("none", None),
+        Some(_) => ("gzip", Some(text)),
+        None => text.split_once(':').map_or((text, None), |(name, detail)| (name, Some(detail))),
     }
 }
 

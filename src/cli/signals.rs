@@ -9,12 +9,21 @@ use super::Failure;
 /// A token that the first SIGINT or SIGTERM cancels; the second ends the program at once. Must be
 /// called in a runtime.
 pub(super) fn stop() -> Result<CancellationToken, Failure> {
-    let (stop, again) = twice(false)?;
+    twice(false).map(first_of)
+}
+
+/// The same, at the end of the terminal as well, unless the program was told to outlive it (`nohup`).
+pub(super) fn stop_at_hangup_too() -> Result<CancellationToken, Failure> {
+    twice(!outlives_terminal()).map(first_of)
+}
+
+/// The first token; the second ends the program.
+fn first_of((stop, again): (CancellationToken, CancellationToken)) -> CancellationToken {
     tokio::spawn(async move {
         again.cancelled().await;
         std::process::exit(1);
     });
-    Ok(stop)
+    stop
 }
 
 /// The same where something must be cleaned up even then: the second token is cancelled by the second

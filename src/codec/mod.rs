@@ -16,6 +16,8 @@ use thiserror::Error;
 pub use ahead::Ahead;
 pub use frames::{ZSTD_FRAME, ZstdFrames};
 pub use packing::{Method, Packer, Packing, ParsePackingError};
+#[cfg(test)]
+pub(crate) use read::tests::stock;
 pub use read::{DecodeError, Fault, reader};
 pub use stream::{ClientCompression, Encoder};
 

@@ -375,7 +375,7 @@ pub(super) mod tests {
     }
 
     /// What the program makes of `input`; `None` where it is not installed.
-    pub(in crate::codec) fn stock(program: &str, arguments: &[&str], input: Vec<u8>) -> Option<Vec<u8>> {
+    pub(crate) fn stock(program: &str, arguments: &[&str], input: Vec<u8>) -> Option<Vec<u8>> {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         let Ok(mut child) = command.spawn() else {

@@ -28,8 +28,11 @@ impl Conninfo {
     ///
     /// A database is named only if one was: synchronising logical slots needs it (from 17 on).
     pub fn for_a_standby(&self, session: &Session) -> String {
+        self.string_for_a_standby(session.host())
+    }
+
+    fn string_for_a_standby(&self, host: &Host) -> String {
         let said = |name: &str| self.said.iter().any(|(said, _)| *said == name);
-        let host = session.host();
         let mut pairs: Vec<(&str, String)> = vec![("user", self.user.clone())];
         let secret = |name, secret: &Option<secrecy::SecretString>| {
             secret.as_ref().map(|secret| (name, secret.expose_secret().to_owned()))
@@ -75,4 +78,48 @@ fn quoted(value: &str) -> String {
         return value.to_owned();
     }
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::{Flags, Surroundings};
+
+    fn written(string: &str, variables: &[(&str, &str)]) -> String {
+        let variables: Vec<_> = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let variable =
+            move |name: &str| variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+        let surroundings =
+            Surroundings { variable: Box::new(variable), user: Some("me".into()), home: Some("/home/me".into()) };
+        let conninfo = Conninfo::new(&Flags { conninfo: Some(string.into()), ..Flags::default() }, &surroundings);
+        let conninfo = conninfo.unwrap();
+        conninfo.string_for_a_standby(&conninfo.hosts[0])
+    }
+
+    #[test]
+    fn who_and_where_and_what_was_said() {
+        assert_eq!(
+            written("host=db.example port=5433", &[]),
+            "user=me passfile='/home/me/.pgpass' channel_binding=prefer port=5433 sslmode=prefer host=db.example"
+        );
+        // Lists stay: a standby tries them, too.
+        assert_eq!(
+            written(
+                "postgresql://u:p'w\\@a:1,b:2/d?sslmode=require&application_name=s1",
+                &[("PGCHANNELBINDING", "require")]
+            ),
+            "user=u password='p\\'w\\\\' passfile='/home/me/.pgpass' port='1,2' host='a,b' application_name=s1 \
+             sslmode=require channel_binding=require dbname=d"
+        );
+        // What a walreceiver sets itself, and what has been looked up, is left out.
+        assert_eq!(
+            written("host=h replication=true fallback_application_name=x sslpassword=s", &[("PGPASSFILE", "/p")]),
+            "user=me passfile='/p' channel_binding=prefer port=5432 sslmode=prefer host=h sslpassword=s"
+        );
+    }
+
+    #[test]
+    fn an_empty_value_and_one_with_a_blank_are_quoted() {
+        assert_eq!(["", "a b", "a_b.9", "it's"].map(quoted), ["''", "'a b'", "a_b.9", "'it\\'s'"]);
+    }
 }

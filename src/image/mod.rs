@@ -100,6 +100,82 @@ mod captured {
         (members, end)
     }
 
+    /// An archive after `edit`, to which a file is added.
+    fn edited(archive: &[u8], mut edit: TarEdit, pieces: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut put = |bytes: &[u8]| -> Result<(), Infallible> {
+            out.extend_from_slice(bytes);
+            Ok(())
+        };
+        for piece in archive.chunks(pieces) {
+            edit.feed(piece, &mut put).unwrap();
+        }
+        let added = Added { name: "standby.signal", content: b"", mode: 0o640, mtime: 1_700_000_000 };
+        edit.finish(&[added], &mut put).unwrap();
+        out
+    }
+
+    #[test]
+    fn an_archive_is_changed_where_it_is_to_be_and_nowhere_else() {
+        for (archive, end) in [(unpacked(BASE_13), TarEnd::Open), (unpacked(BASE_17), TarEnd::Terminated)] {
+            let (before, found) = members(&archive);
+            assert_eq!(found, end);
+            for pieces in [1, 511, 512, 100_000] {
+                let edit = TarEdit::new().append("postgresql.auto.conf", b"x = 1\n".to_vec()).omit("PG_VERSION");
+                let (after, end) = members(&edited(&archive, edit, pieces));
+                assert_eq!(end, TarEnd::Terminated);
+                let mut expected = before.clone();
+                expected.retain(|(member, _)| member.path.as_bytes() != b"PG_VERSION");
+                for (member, content) in &mut expected {
+                    if member.path.as_bytes() == b"postgresql.auto.conf" {
+                        content.extend(b"x = 1\n");
+                        member.kind = MemberKind::File { size: content.len() as u64 };
+                    }
+                }
+                let path = MemberPath::new(b"standby.signal").unwrap();
+                let kind = MemberKind::File { size: 0 };
+                expected.push((Member { path, kind, mode: 0o640, mtime: 1_700_000_000 }, Vec::new()));
+                assert_eq!(after, expected);
+            }
+            // Nothing but an end, and the file that is added: of the same owner as the others.
+            let unchanged = edited(&archive, TarEdit::new(), 1000);
+            let data = archive.len() - if end == TarEnd::Terminated { 1024 } else { 0 };
+            assert_eq!((unchanged.len(), &unchanged[..data]), (data + 512 + 1024, &archive[..data]));
+            assert_eq!(unchanged[data + 108..data + 124], archive[108..124]);
+            assert_eq!(unchanged[data + 265..data + 345], archive[265..345]);
+        }
+    }
+
+    #[test]
+    fn a_file_that_did_not_come_is_added_with_what_it_should_have_got() {
+        let edit = TarEdit::new().append("not/there.conf", b"x = 1\n".to_vec());
+        let (after, _) = members(&edited(&unpacked(BASE_17), edit, 1000));
+        assert_eq!(content(&after, "not/there.conf"), b"x = 1\n");
+    }
+
+    #[test]
+    fn p7_stock_tar_reads_an_archive_of_our_own() {
+        let mut out = Vec::new();
+        let mut edit = TarEdit::new();
+        let big = vec![7; 1000];
+        {
+            let mut put = |bytes: &[u8]| -> Result<(), Infallible> {
+                out.extend_from_slice(bytes);
+                Ok(())
+            };
+            edit.add("one", 1000, 0o600, 1_700_000_000, &mut put).unwrap();
+            put(&big).unwrap();
+            edit.pad(1000, &mut put).unwrap();
+            edit.finish(&[Added { name: "two", content: b"2", mode: 0o600, mtime: 0 }], &mut put).unwrap();
+        }
+        let (read, end) = members(&out);
+        assert_eq!((content(&read, "one"), content(&read, "two"), end), (&big[..], &b"2"[..], TarEnd::Terminated));
+        if let Some(listed) = crate::codec::stock("tar", &["tvf", "-"], out) {
+            let listed = String::from_utf8(listed).unwrap();
+            assert!(listed.contains("1000 ") && listed.contains(" two"), "{listed}");
+        }
+    }
+
     fn content<'a>(members: &'a [(Member, Vec<u8>)], name: &str) -> &'a [u8] {
         &members.iter().find(|(member, _)| member.path.as_bytes() == name.as_bytes()).unwrap().1
     }

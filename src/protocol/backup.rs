@@ -73,7 +73,11 @@ impl BackupStream {
         Self {
             expected: tablespaces.to_vec(),
             single_copy: version.is_15_or_later(),
-            suffix: asked.compression.as_ref().map_or("", |compression| compression.method.codec().suffix()),
+            suffix: asked
+                .compression
+                .as_ref()
+                .and_then(|asked| asked.method())
+                .map_or("", |method| method.codec().suffix()),
             manifest: asked.manifest.is_some(),
             state: State::BetweenCopies,
             stop: Vec::new(),
@@ -224,7 +228,6 @@ impl BackupStream {
 mod tests {
     use super::super::{ManifestAsked, ServerCompression};
     use super::*;
-    use crate::codec::Method;
     use crate::image::ManifestAlgorithm;
     use crate::wal::{Lsn, TimelineId};
 
@@ -346,7 +349,7 @@ mod tests {
 
     #[test]
     fn compressed_archives_bear_the_suffix_of_what_was_asked_for() {
-        let compression = Some(ServerCompression { method: Method::Gzip, detail: None });
+        let compression = Some(ServerCompression { name: "gzip".into(), detail: None });
         let asked = BaseBackup { compression, ..asked() };
         let named = |name| run_asked(&asked, NEW, [Reply::CopyOut, data(name)]);
         let [one, _] = tablespaces();

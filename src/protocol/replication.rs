@@ -147,13 +147,20 @@ pub struct ManifestAsked {
     pub force_encode: bool,
 }
 
-/// Compression by the server.
+/// Compression by the server, in its own words: what it can do only it knows.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerCompression {
-    /// With what.
-    pub method: Method,
-    /// Level or options, in the server's words.
+    /// With what, such as `gzip`.
+    pub name: String,
+    /// Level or options.
     pub detail: Option<String>,
+}
+
+impl ServerCompression {
+    /// What the archives come as; `None` if they are not compressed, or by what we do not know.
+    pub fn method(&self) -> Option<Method> {
+        Method::ALL.into_iter().find(|method| method.name() == self.name)
+    }
 }
 
 /// Where a server puts a backup that it does not send.
@@ -243,7 +250,7 @@ pub mod command {
             detailed("TARGET", &target.name, target.detail.as_ref());
         }
         if let Some(compression) = &backup.compression {
-            detailed("COMPRESSION", compression.method.name(), compression.detail.as_ref());
+            detailed("COMPRESSION", &compression.name, compression.detail.as_ref());
         }
         if new { format!("BASE_BACKUP ({})", options.join(", ")) } else { format!("BASE_BACKUP {}", options.join(" ")) }
     }
@@ -541,7 +548,7 @@ mod tests {
             wal: true,
             verify_checksums: false,
             manifest: backup.manifest.map(|asked| ManifestAsked { force_encode: true, ..asked }),
-            compression: Some(ServerCompression { method: Method::Zstd, detail: Some("level=3".into()) }),
+            compression: Some(ServerCompression { name: "zstd".into(), detail: Some("level=3".into()) }),
             target: Some(BackupTarget { name: "server".into(), detail: Some("/it's".into()) }),
             ..bare
         };

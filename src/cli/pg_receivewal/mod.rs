@@ -10,23 +10,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::connect::NotConnected;
+use super::pg_words::{self, Said, slot};
 use super::signals;
 use crate::archive::Archive;
 use crate::codec::{Codec, Packing};
 use crate::connection::Conninfo;
 use crate::disk::{Disk, Real};
-use crate::protocol::{Condition, Retention, SlotKind, SlotName, SlotNameError, command};
+use crate::protocol::{Condition, Retention, SlotKind, command};
 use crate::receive::{Finished, Retry, Slot, Upstream, receive};
-use options::{Asked, Options, Receive, Refusal, Work};
-use words::{Said, Teller};
+use options::{Asked, Options, Receive, Work};
+use words::Teller;
 
 /// The name that this is called by, and that its messages begin with.
 const NAME: &str = "pg_receivewal";
-
-/// The version of PostgreSQL that it behaves as. Programs that start it read the first number, and
-/// drop what stands in parentheses.
-const BEHAVES_AS: &str = "18.0";
 
 /// How long received WAL waits for a sync without `--synchronous`.
 const SYNC_INTERVAL: Duration = Duration::from_millis(100);
@@ -39,35 +35,23 @@ pub(super) fn is_meant(program: &OsString) -> bool {
 /// Runs it; `arguments` begin with the name.
 pub(super) fn run(arguments: Vec<OsString>) -> ExitCode {
     match Asked::read(arguments) {
-        Ok(Asked::Help) => answer(words::HELP),
-        Ok(Asked::Version) => {
-            answer(&format!("{NAME} (PostgreSQL) {BEHAVES_AS} (walhold {})\n", env!("CARGO_PKG_VERSION")))
-        }
+        Ok(Asked::Help) => pg_words::answer(NAME, words::HELP),
+        Ok(Asked::Version) => pg_words::answer(NAME, &pg_words::version(NAME)),
         Ok(Asked::Work(options)) => work(&options),
-        Err(Refusal(lines)) => {
-            lines.iter().for_each(|line| super::complain(line));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn answer(text: &str) -> ExitCode {
-    match super::say(&text) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            Said::from(failure).print();
+        Err(refusal) => {
+            refusal.print(NAME);
             ExitCode::FAILURE
         }
     }
 }
 
 fn work(options: &Options) -> ExitCode {
-    words::start_log();
+    pg_words::start_log(NAME);
     let done = super::runtime().map_err(Said::from).and_then(|runtime| runtime.block_on(options.run()));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(said) => {
-            said.print();
+            said.print(NAME);
             ExitCode::FAILURE
         }
     }
@@ -85,7 +69,7 @@ impl Options {
     /// The slot keeps no WAL before the first position is reported; that is how these slots are.
     async fn create_slot(&self, name: &str, if_not_exists: bool) -> Result<(), Said> {
         let (_, mut upstream, _) = self.connect().await?;
-        let name = slot(name)?;
+        let name = slot(name).map_err(Said::new)?;
         self.tell(&format!("creating replication slot \"{name}\""));
         let (kind, retention) = (SlotKind::Permanent, Retention::FromFirstReport);
         let sent = command::create_slot(upstream.session.server_version(), &name, kind, retention);
@@ -97,7 +81,7 @@ impl Options {
 
     async fn drop_slot(&self, name: &str) -> Result<(), Said> {
         let (_, mut upstream, _) = self.connect().await?;
-        let name = slot(name)?;
+        let name = slot(name).map_err(Said::new)?;
         self.tell(&format!("dropping replication slot \"{name}\""));
         let dropped = upstream.session.drop_slot(&name).await;
         dropped.map_err(|e| Said::refused(&command::drop_slot(&name), &e))
@@ -106,8 +90,8 @@ impl Options {
     async fn receive(&self, wanted: &Receive) -> Result<(), Said> {
         let disk: Arc<dyn Disk> = Arc::new(if wanted.no_sync { Real::without_syncs() } else { Real::new() });
         // Before a server is asked for anything.
-        disk.list(&wanted.directory).map_err(|e| Said::no_directory(&wanted.directory, &e))?;
-        let slot = wanted.slot.as_deref().map(slot).transpose()?;
+        disk.list(&wanted.directory).map_err(|e| words::no_directory(&wanted.directory, &e))?;
+        let slot = wanted.slot.as_deref().map(slot).transpose().map_err(Said::new)?;
         let (conninfo, upstream, application_name) = self.connect().await?;
         let stop = signals::stop()?;
         let _lock = disk.lock_dir(&wanted.directory)?;
@@ -144,12 +128,7 @@ impl Options {
     }
 
     async fn connect(&self) -> Result<(Conninfo, Upstream, String), Said> {
-        let connected = self.connection.connect_asking(NAME, |_| "Password: ".to_owned()).await;
-        connected.map_err(|e| match e {
-            NotConnected::Conninfo(e) => e.into(),
-            NotConnected::Receive(e) => e.into(),
-            NotConnected::Prompt(failure) => failure.into(),
-        })
+        Ok(self.connection.connect_asking(NAME, |_| "Password: ".to_owned()).await?)
     }
 
     fn tell(&self, line: &str) {
@@ -157,8 +136,4 @@ impl Options {
             words::line(line);
         }
     }
-}
-
-fn slot(name: &str) -> Result<SlotName, Said> {
-    name.parse().map_err(|e: SlotNameError| Said::from(e))
 }

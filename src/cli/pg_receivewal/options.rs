@@ -6,13 +6,10 @@ use std::time::Duration;
 
 use super::super::connect::ConnectionFlags;
 use super::super::getopt::{Flag, Getopt};
-use super::super::pg_compress::{Method, Specification, integer};
-use super::NAME;
+use super::super::pg_compress::{Method, Specification};
+use super::super::pg_words::{Refusal, interval};
 use crate::codec::{self, Packing};
 use crate::wal::Lsn;
-
-/// The longest `--status-interval`, in seconds: in milliseconds it fits into an `int`.
-const LONGEST_INTERVAL: i32 = i32::MAX / 1000;
 
 /// What is asked for.
 #[derive(Debug)]
@@ -48,22 +45,6 @@ pub(super) struct Receive {
     pub(super) no_sync: bool,
     pub(super) synchronous: bool,
     pub(super) compress: Option<Packing>,
-}
-
-/// The lines that refuse a command line.
-#[derive(PartialEq, Eq, Debug)]
-pub(super) struct Refusal(pub(super) Vec<String>);
-
-impl Refusal {
-    fn error(message: &str) -> Self {
-        Self(vec![format!("{NAME}: error: {message}")])
-    }
-
-    /// Points to `--help`, after what the lines before say.
-    fn with_hint(mut self) -> Self {
-        self.0.push(format!("{NAME}: hint: Try \"{NAME} --help\" for more information."));
-        self
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -149,12 +130,12 @@ impl Asked {
             Given { compress: "none".to_owned(), status_interval: Some(Duration::from_secs(10)), ..Given::default() };
         let mut getopt = Getopt::new(FLAGS, arguments);
         for option in getopt.by_ref() {
-            let (id, value) = option.map_err(|complaint| Refusal(vec![complaint]).with_hint())?;
+            let (id, value) = option.map_err(Refusal::Complaint)?;
             given.take(id, value.unwrap_or_default())?;
         }
         if let Some(first) = getopt.into_operands().first() {
             let first = first.to_string_lossy();
-            return Err(Refusal::error(&format!("too many command-line arguments (first is \"{first}\")")).with_hint());
+            return Err(Refusal::Usage(format!("too many command-line arguments (first is \"{first}\")")));
         }
         given.add_up().map(|options| Self::Work(Box::new(options)))
     }
@@ -166,7 +147,7 @@ impl Given {
         let text = || value.to_string_lossy().into_owned();
         match id {
             // Known, and out of place here.
-            Id::Help | Id::Version => return Err(Refusal(Vec::new()).with_hint()),
+            Id::Help | Id::Version => return Err(Refusal::Misplaced),
             Id::Directory => self.directory = Some(value.into()),
             Id::Endpos => self.end = end(&text())?,
             Id::StatusInterval => self.status_interval = interval(&text())?,
@@ -191,7 +172,7 @@ impl Given {
     }
 
     fn add_up(self) -> Result<Options, Refusal> {
-        let refused = |message: &str| Err(Refusal::error(message).with_hint());
+        let refused = |message: &str| Err(Refusal::Usage(message.to_owned()));
         if self.drop_slot && self.create_slot {
             return refused("cannot use --create-slot together with --drop-slot");
         }
@@ -206,7 +187,7 @@ impl Given {
         if !acts && self.directory.is_none() {
             return refused("no target directory specified");
         }
-        let compress = packing(&self.compress).map_err(|message| Refusal::error(&message))?;
+        let compress = packing(&self.compress).map_err(Refusal::Value)?;
         let work = match (self.slot, self.directory) {
             (Some(name), _) if self.drop_slot => Work::DropSlot { name },
             (Some(name), _) if self.create_slot => Work::CreateSlot { name, if_not_exists: self.if_not_exists },
@@ -244,22 +225,8 @@ fn packing(text: &str) -> Result<Option<Packing>, String> {
 
 /// 0/0 is no end.
 fn end(text: &str) -> Result<Option<Lsn>, Refusal> {
-    let end: Lsn = text.parse().map_err(|_| Refusal::error(&format!("could not parse end position \"{text}\"")))?;
+    let end: Lsn = text.parse().map_err(|_| Refusal::Value(format!("could not parse end position \"{text}\"")))?;
     Ok(Some(end).filter(|end| *end != Lsn::ZERO))
-}
-
-/// 0 sends no status without a reason, and so does an empty word.
-fn interval(text: &str) -> Result<Option<Duration>, Refusal> {
-    let name = "-s/--status-interval";
-    let number = text.trim_end_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
-    let seconds = if number.is_empty() { Some(0) } else { integer(number) };
-    match seconds {
-        None => Err(Refusal::error(&format!("invalid value \"{text}\" for option {name}"))),
-        Some(seconds @ 0..=LONGEST_INTERVAL) => {
-            Ok(Some(Duration::from_secs(u64::from(seconds.unsigned_abs()))).filter(|time| !time.is_zero()))
-        }
-        Some(_) => Err(Refusal::error(&format!("{name} must be in range 0..{LONGEST_INTERVAL}"))),
-    }
 }
 
 #[cfg(test)]
@@ -331,29 +298,27 @@ mod tests {
             assert!(matches!(read(words), Ok(Asked::Version)), "{words}");
         }
         for words in ["-v --help", "-D dir --version", "--hel"] {
-            assert_eq!(read(words).unwrap_err(), Refusal(Vec::new()).with_hint(), "{words}");
+            assert_eq!(read(words).unwrap_err(), Refusal::Misplaced, "{words}");
         }
     }
 
     #[test]
     fn what_is_refused_with_a_hint() {
         for (words, message) in [
-            ("", "error: no target directory specified"),
-            ("-n", "error: no target directory specified"),
-            ("-D dir x y", "error: too many command-line arguments (first is \"x\")"),
-            ("-D dir --create-slot", "error: --create-slot needs a slot to be specified using --slot"),
-            ("-D dir --drop-slot", "error: --drop-slot needs a slot to be specified using --slot"),
-            ("-S s --create-slot --drop-slot", "error: cannot use --create-slot together with --drop-slot"),
-            ("--create-slot --drop-slot", "error: cannot use --create-slot together with --drop-slot"),
-            ("-D dir --synchronous --no-sync", "error: cannot use --synchronous together with --no-sync"),
-            ("--synchronous --no-sync", "error: cannot use --synchronous together with --no-sync"),
+            ("", "no target directory specified"),
+            ("-n", "no target directory specified"),
+            ("-D dir x y", "too many command-line arguments (first is \"x\")"),
+            ("-D dir --create-slot", "--create-slot needs a slot to be specified using --slot"),
+            ("-D dir --drop-slot", "--drop-slot needs a slot to be specified using --slot"),
+            ("-S s --create-slot --drop-slot", "cannot use --create-slot together with --drop-slot"),
+            ("--create-slot --drop-slot", "cannot use --create-slot together with --drop-slot"),
+            ("-D dir --synchronous --no-sync", "cannot use --synchronous together with --no-sync"),
+            ("--synchronous --no-sync", "cannot use --synchronous together with --no-sync"),
         ] {
-            let refusal = Refusal(vec![format!("pg_receivewal: {message}")]).with_hint();
-            assert_eq!(read(words).unwrap_err(), refusal, "{words}");
+            assert_eq!(read(words).unwrap_err(), Refusal::Usage(message.to_owned()), "{words}");
         }
-        let complaint = Refusal(vec!["/usr/bin/pg_receivewal: invalid option -- 'x'".to_owned()]).with_hint();
+        let complaint = Refusal::Complaint("/usr/bin/pg_receivewal: invalid option -- 'x'".to_owned());
         assert_eq!(read("-D dir -x").unwrap_err(), complaint);
-        assert_eq!(complaint.0[1], "pg_receivewal: hint: Try \"pg_receivewal --help\" for more information.");
     }
 
     #[test]
@@ -376,7 +341,7 @@ mod tests {
             // What stands first is found first.
             ("-s abc -x", "invalid value \"abc\" for option -s/--status-interval"),
         ] {
-            assert_eq!(read(words).unwrap_err(), Refusal::error(message), "{words}");
+            assert_eq!(read(words).unwrap_err(), Refusal::Value(message.to_owned()), "{words}");
         }
     }
 }

@@ -1,23 +1,18 @@
 //! What is said on standard error: pg_receivewal's words where it has some, and plain lines of the
 //! same form where it does not. Scripts match these.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use tracing::{Level, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
-
+use super::super::pg_words::{self, Said, connection, session, system};
 use super::NAME;
 use crate::archive::{Archive, Durable, ResumeError, WalName};
 use crate::cli::Failure;
 use crate::codec::Codec;
-use crate::connection::{ConnectError, ConninfoError, Error as SessionError, LoginError};
+use crate::connection::Error as SessionError;
 use crate::disk::{Disk, DiskError};
-use crate::protocol::{Condition, ServerError, SlotNameError};
+use crate::protocol::Condition;
 use crate::receive::{Event, ReceiveError};
 use crate::wal::{Pos, Segment};
 
@@ -96,85 +91,16 @@ This is walhold under the name of pg_receivewal; walhold --help shows what else 
 
 /// Prints a line that is neither error nor warning.
 pub(super) fn line(text: &str) {
-    crate::cli::complain(&format_args!("{NAME}: {text}"));
+    pg_words::line(NAME, text);
 }
 
 fn warning(text: &str) {
-    crate::cli::complain(&format_args!("{NAME}: warning: {text}"));
+    pg_words::warning(NAME, text);
 }
 
-/// Why it does not go on.
-#[derive(Debug)]
-pub(super) struct Said {
-    message: String,
-    hint: Option<String>,
-    /// A last word, when it was told not to connect again.
-    disconnected: bool,
-}
-
-impl Said {
-    fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, disconnected: false }
-    }
-
-    fn hint(self, hint: Option<String>) -> Self {
-        Self { hint, ..self }
-    }
-
-    /// The server said no to a command.
-    pub(super) fn refused(command: &str, error: &SessionError) -> Self {
-        Self::new(format!("could not send replication command \"{command}\": {}", session(error)))
-    }
-
-    /// The folder cannot be opened.
-    pub(super) fn no_directory(directory: &Path, error: &DiskError) -> Self {
-        Self::new(format!("could not open directory \"{}\": {}", directory.display(), system(error.io())))
-    }
-
-    /// Prints it.
-    pub(super) fn print(&self) {
-        crate::cli::complain(&format_args!("{NAME}: error: {}", self.message));
-        if let Some(hint) = &self.hint {
-            crate::cli::complain(&format_args!("{NAME}: hint: {hint}"));
-        }
-        if self.disconnected {
-            crate::cli::complain(&format_args!("{NAME}: error: disconnected"));
-        }
-    }
-}
-
-impl From<Failure> for Said {
-    fn from(failure: Failure) -> Self {
-        let hint = failure.advice().map(str::to_owned);
-        Self::new(failure.message()).hint(hint)
-    }
-}
-
-impl From<DiskError> for Said {
-    fn from(e: DiskError) -> Self {
-        Failure::from(e).into()
-    }
-}
-
-impl From<SlotNameError> for Said {
-    /// As a server says it.
-    fn from(SlotNameError(name): SlotNameError) -> Self {
-        let what = match name.len() {
-            0 => "is too short",
-            1..=63 => "contains invalid character",
-            _ => "is too long",
-        };
-        Self::new(format!("replication slot name \"{name}\" {what}"))
-    }
-}
-
-impl From<ConninfoError> for Said {
-    fn from(e: ConninfoError) -> Self {
-        Self::new(match e {
-            ConninfoError::UnknownKeyword(keyword) => format!("invalid connection option \"{keyword}\""),
-            other => other.to_string(),
-        })
-    }
+/// The folder cannot be opened.
+pub(super) fn no_directory(directory: &Path, error: &DiskError) -> Said {
+    Said::new(format!("could not open directory \"{}\": {}", directory.display(), system(error.io())))
 }
 
 impl From<ReceiveError> for Said {
@@ -207,28 +133,6 @@ impl From<ReceiveError> for Said {
     }
 }
 
-/// No session came about.
-fn connection(e: &ConnectError) -> Said {
-    let at = |target: &str| match target.rsplit_once(':') {
-        _ if target.starts_with('/') => format!("on socket \"{target}\""),
-        Some((host, port)) => format!("at \"{}\", port {port}", host.trim_matches(['[', ']'])),
-        None => format!("at \"{target}\""),
-    };
-    let failed = |target: &str, why: &dyn fmt::Display| format!("connection to server {} failed: {why}", at(target));
-    let message = match e {
-        ConnectError::Resolve { host, source } => {
-            format!("could not translate host name \"{host}\" to address: {}", system(source))
-        }
-        ConnectError::Unreachable { target, source } => failed(target, &system(source)),
-        ConnectError::Refused { target, error, .. } => failed(target, &server(error)),
-        ConnectError::Login { target, source: LoginError::PasswordMissing { .. } } => {
-            failed(target, &"fe_sendauth: no password supplied")
-        }
-        other => format!("connection to server failed: {other}"),
-    };
-    Said::new(message).hint(e.hint())
-}
-
 /// A session's call failed while receiving.
 fn stream(e: &SessionError) -> Said {
     // Said before streaming, but for what ends the connection or is about the WAL itself.
@@ -243,27 +147,6 @@ fn stream(e: &SessionError) -> Said {
         SessionError::Lost(why) => Said::new(format!("could not receive data from WAL stream: {}", system(why))),
         _ => Said::new(format!("could not receive data from WAL stream: {}", session(e))),
     }
-}
-
-fn session(e: &SessionError) -> String {
-    match e.server_error() {
-        Some(error) => server(error),
-        None => e.to_string(),
-    }
-}
-
-/// As libpq shows it.
-fn server(error: &ServerError) -> String {
-    let more =
-        |word: &str, text: &Option<String>| text.as_ref().map_or_else(String::new, |t| format!("\n{word}:  {t}"));
-    let (detail, hint) = (more("DETAIL", &error.detail), more("HINT", &error.hint));
-    format!("{}:  {}{detail}{hint}", error.severity, error.message)
-}
-
-/// The operating system's words, without the number of the error.
-fn system(e: &io::Error) -> String {
-    let text = e.to_string();
-    text.split_once(" (os error").map_or(text.as_str(), |(words, _)| words).to_owned()
 }
 
 /// Says what happens while WAL is received.
@@ -340,7 +223,7 @@ impl<'a> Teller<'a> {
     fn disconnected(&mut self, error: ReceiveError, news: bool, wait: std::time::Duration) {
         self.ended(&error);
         if news || self.verbose {
-            Said::from(error).print();
+            Said::from(error).print(NAME);
             if !self.no_loop {
                 let seconds = wait.as_secs_f64().ceil().max(1.0);
                 line(&format!("disconnected; waiting {seconds:.0} seconds to try again"));
@@ -373,7 +256,7 @@ impl<'a> Teller<'a> {
     /// It cannot go on.
     pub(super) fn failed(&mut self, error: ReceiveError) -> Said {
         self.ended(&error);
-        Said { disconnected: self.no_loop, ..Said::from(error) }
+        Said::from(error).and(self.no_loop.then_some("disconnected"))
     }
 
     fn left_open(&mut self) {
@@ -388,36 +271,5 @@ impl<'a> Teller<'a> {
         if self.verbose {
             line(text);
         }
-    }
-}
-
-/// Warnings of the rooms below, in the same form.
-pub(super) fn start_log() {
-    let log = tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .log_internal_errors(false)
-        .with_max_level(Level::WARN)
-        .event_format(Form);
-    // A second start, as tests make it, leaves the first in place.
-    let _ = log.try_init();
-}
-
-struct Form;
-
-impl<S, N> FormatEvent<S, N> for Form
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut to: Writer<'_>,
-        event: &tracing::Event<'_>,
-    ) -> fmt::Result {
-        let level = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
-        write!(to, "{NAME}: {level}: ")?;
-        context.field_format().format_fields(to.by_ref(), event)?;
-        writeln!(to)
     }
 }
