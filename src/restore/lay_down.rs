@@ -172,6 +172,13 @@ impl Made<'_> {
     }
 
     fn remove(self) -> Result<(), DiskError> {
+        // A power cut may bring back any of the names, and a server must not start on some of them.
+        if let Some((target, _)) = self.places.first()
+            && self.disk.metadata(&target.join(CONTROL))?.is_some()
+        {
+            self.disk.remove(&target.join(CONTROL))?;
+            let _gone = self.disk.sync_parent(&target.join(CONTROL))?;
+        }
         for (path, was_there) in self.places.into_iter().rev() {
             if !was_there {
                 self.disk.remove_tree(&path)?;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "the folders are set up and damaged from outside")]
 
+mod crash;
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};

@@ -2,6 +2,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "the folders are set up and damaged from outside")]
 
+mod crash;
+
 use std::fs;
 use std::path::Path;
 
