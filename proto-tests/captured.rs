@@ -19,7 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use walhold::connection::{Error, Purpose, Session, SlotAnswer, Started, StreamEnd, Streamed};
 use walhold::image::ManifestAlgorithm;
 use walhold::protocol::{
-    BackupEvent, BaseBackup, Checkpoint, Retention, SlotKind, SlotName, SlotState, StandbyStatus, StreamMessage,
+    BackupEvent, BaseBackup, Checkpoint, ManifestAsked, Retention, SlotKind, SlotName, SlotState, StandbyStatus,
+    StreamMessage,
 };
 use walhold::wal::{Lsn, Pos, Segment, TimelineId};
 
@@ -86,12 +87,12 @@ async fn read_wal(session: &mut Session, end: Lsn) -> Result<Lsn, Error> {
 
 async fn base_backup(session: &mut Session, note: &mut impl FnMut(String)) -> Result<(), Error> {
     let backup = BaseBackup {
-        label: "the tour's \"backup\"".into(),
         checkpoint: Checkpoint::Fast,
         max_rate: None,
-        manifest_checksums: ManifestAlgorithm::Sha256,
+        manifest: Some(ManifestAsked { algorithm: ManifestAlgorithm::Sha256, force_encode: false }),
         estimate_size: true,
         tablespace_map: true,
+        ..BaseBackup::new("the tour's \"backup\"".into())
     };
     let started = session.base_backup(&backup).await?;
     note(format!("backup from {}", started.start));

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use tokio_util::codec::Decoder;
-use walhold::protocol::{BackupStream, Framer, Phase, Reply, ServerVersion, StreamMessage, TablespaceRow};
+use walhold::protocol::{BackupStream, BaseBackup, Framer, Phase, Reply, ServerVersion, StreamMessage, TablespaceRow};
 
 fn phase() -> impl Strategy<Value = Phase> {
     prop_oneof![Just(Phase::Login), Just(Phase::Command), Just(Phase::Streaming), Just(Phase::Copying)]
@@ -29,7 +29,7 @@ proptest! {
         let mut buffer = BytesMut::from(&wire[..]);
         let main = TablespaceRow { oid: None, location: None, size_kb: None };
         let version = ServerVersion::new(if new { 170_000 } else { 130_000 });
-        let mut backup = BackupStream::new(version, &[main]);
+        let mut backup = BackupStream::new(version, &[main], &BaseBackup::new(String::new()));
         while let Ok(Some(frame)) = framer.decode(&mut buffer) {
             let Ok(reply) = Reply::decode(frame) else { continue };
             if let Reply::CopyData(body) = &reply {

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use walhold::connection::{BackupStarted, Error, Session, SlotAnswer, Started, StreamEnd, Streamed};
 use walhold::image::ManifestAlgorithm;
 use walhold::protocol::{
-    BackupEvent, BaseBackup, Checkpoint, Condition, FramingError, NextTimeline, ProtocolError, Retention, SlotKind,
-    SlotName, SlotState, StandbyStatus, StreamMessage, TablespaceRow,
+    BackupEvent, BaseBackup, Checkpoint, Condition, FramingError, ManifestAsked, NextTimeline, ProtocolError,
+    Retention, SlotKind, SlotName, SlotState, StandbyStatus, StreamMessage, TablespaceRow,
 };
 use walhold::wal::{Lsn, Pos, SegmentSize, TimelineId};
 
@@ -506,12 +506,12 @@ async fn a_stream_that_breaks_is_lost() {
 
 fn backup() -> BaseBackup {
     BaseBackup {
-        label: "label".into(),
         checkpoint: Checkpoint::Fast,
         max_rate: None,
-        manifest_checksums: ManifestAlgorithm::Crc32c,
+        manifest: Some(ManifestAsked { algorithm: ManifestAlgorithm::Crc32c, force_encode: false }),
         estimate_size: false,
         tablespace_map: true,
+        ..BaseBackup::new("label".into())
     }
 }
 

@@ -7,9 +7,10 @@
 //! The map, from the command line down; nothing below uses anything above:
 //!
 //! * [`cli`]: one file a command; here alone is anything printed, and an exit code chosen.
-//! * [`backup`], [`receive`], [`verify`], [`restore`], [`drill`], [`status`]: the engines. They emit events and
+//! * [`backup`], [`basebackup`], [`receive`], [`verify`], [`restore`], [`drill`], [`status`]: the engines. They emit events and
 //!   return values.
 //! * [`repository`]: one cluster's archive and backups in a directory; names, locks, seals.
+//! * [`datadir`]: a data directory that is filled from the archives of a base backup.
 //! * [`archive`]: a folder of WAL; the only place that can say that WAL is durable, or a backup's whole.
 //! * [`connection`]: from a connection string to a session with a server.
 //! * [`protocol`], [`wal`], [`image`]: the wire, the log, and what a base backup is made of; pure.
@@ -20,9 +21,11 @@
 
 pub mod archive;
 pub mod backup;
+pub mod basebackup;
 pub mod cli;
 pub mod codec;
 pub mod connection;
+pub mod datadir;
 pub mod disk;
 pub mod drill;
 pub mod image;

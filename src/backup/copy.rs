@@ -1,6 +1,7 @@
 //! The one pass over a base backup's data: tar parsed, each file digested, archives compressed,
 //! hashed and written. Nothing is read twice.
 
+use std::convert::Infallible;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use super::BackupError;
 use crate::codec::{Compression, ZSTD_FRAME, ZstdFrames};
 use crate::disk::{Disk, DiskError, File};
 use crate::image::{
-    BackupLabel, Compared, Comparison, ControlFile, FeedError, Hasher, Manifest, ManifestAlgorithm, MemberKind,
-    MemberPath, Names, TarEnd, TarEvent, TarReader,
+    ArchivePass, BackupLabel, Compared, Comparison, ControlFile, Manifest, ManifestAlgorithm, Member, MemberKind,
+    PassError, TarEnd, TarEvent,
 };
 use crate::repository::{Seal, SealedFile, Sha256Sum};
 
@@ -114,19 +115,17 @@ struct Copy {
 struct ArchiveCopy {
     oid: Option<u32>,
     name: String,
-    reader: TarReader,
-    names: Names,
-    member: Option<MemberCopy>,
+    pass: ArchivePass,
+    kept: Option<Kept>,
     sink: Sink,
     unpacked: u64,
 }
 
-/// One file in it.
-struct MemberCopy {
-    path: MemberPath,
-    size: u64,
-    hasher: Hasher,
-    kept: Option<Vec<u8>>,
+/// A file in it that is looked into.
+struct Kept {
+    /// `pg_control`, or else `backup_label`.
+    control: bool,
+    content: Vec<u8>,
 }
 
 enum Sink {
@@ -186,51 +185,44 @@ impl Copy {
                 Sink::Zstd(ZstdFrames::new(file, level, workers, ZSTD_FRAME).map_err(BackupError::Compress)?)
             }
         };
-        let (reader, names) = (TarReader::new(), Names::new());
-        self.archive = Some(ArchiveCopy { oid, name, reader, names, member: None, sink, unpacked: 0 });
+        let pass = ArchivePass::new(oid, self.algorithm);
+        self.archive = Some(ArchiveCopy { oid, name, pass, kept: None, sink, unpacked: 0 });
         Ok(())
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
         let Some(archive) = &mut self.archive else { return Err(BackupError::Lacks("archive for its data")) };
-        let (algorithm, oid) = (self.algorithm, archive.oid);
-        let (names, member) = (&mut archive.names, &mut archive.member);
-        let (comparison, label, control) = (&mut self.comparison, &mut self.label, &mut self.control);
-        let fed = archive.reader.feed(bytes, &mut |event| match event {
-            TarEvent::Member(found) => {
-                names.take(&found)?;
-                *member = MemberCopy::of(found.path, found.kind, algorithm, oid);
-                Ok(())
-            }
-            TarEvent::Data(data) => {
-                if let Some(member) = member {
-                    member.take(data);
+        let (oid, kept) = (archive.oid, &mut archive.kept);
+        let (label, control) = (&mut self.label, &mut self.control);
+        let fed = archive.pass.feed(bytes, &mut self.comparison, &mut |event| {
+            match event {
+                TarEvent::Member(member) => *kept = Kept::of(oid, member),
+                TarEvent::Data(data) => {
+                    if let Some(kept) = kept {
+                        kept.take(data);
+                    }
                 }
-                Ok(())
+                TarEvent::MemberEnd => match kept.take() {
+                    Some(Kept { control: true, content }) => *control = Some(content),
+                    Some(Kept { control: false, content }) => *label = Some(content),
+                    None => {}
+                },
             }
-            TarEvent::MemberEnd => {
-                let Some(done) = member.take() else { return Ok(()) };
-                if let Some(kept) = done.kept {
-                    *(if done.path.as_bytes() == CONTROL { &mut *control } else { &mut *label }) = Some(kept);
-                }
-                let path = match oid {
-                    Some(oid) => done.path.in_tablespace(oid).map_err(|e| BackupError::Contradiction(e.to_string()))?,
-                    None => done.path,
-                };
-                comparison.add(path, done.size, done.hasher.finish());
-                Ok::<_, BackupError>(())
-            }
+            Ok::<_, Infallible>(())
         });
         fed.map_err(|e| match e {
-            FeedError::Tar(e) => BackupError::Tar(e),
-            FeedError::Seen(e) => e,
+            PassError::Tar(e) => BackupError::Tar(e),
+            PassError::Names(e) => BackupError::Names(e),
+            PassError::Name(e) => BackupError::Contradiction(e.to_string()),
+            PassError::Seen(never) => match never {},
         })?;
         archive.put(bytes)
     }
 
     fn end(&mut self) -> Result<(), BackupError> {
         let Some(mut archive) = self.archive.take() else { return Err(BackupError::Lacks("archive to end")) };
-        if std::mem::take(&mut archive.reader).finish()? == TarEnd::Open {
+        let pass = std::mem::replace(&mut archive.pass, ArchivePass::new(None, self.algorithm));
+        if pass.finish()? == TarEnd::Open {
             archive.put(&TAR_END)?;
         }
         let file = match archive.sink {
@@ -269,19 +261,17 @@ impl Copy {
 const LABEL: &[u8] = b"backup_label";
 const CONTROL: &[u8] = b"global/pg_control";
 
-impl MemberCopy {
-    fn of(path: MemberPath, kind: MemberKind, algorithm: ManifestAlgorithm, oid: Option<u32>) -> Option<Self> {
-        let MemberKind::File { size } = kind else { return None };
-        let keep = oid.is_none() && (path.as_bytes() == LABEL || path.as_bytes() == CONTROL);
-        Some(Self { path, size, hasher: Hasher::new(algorithm), kept: keep.then(Vec::new) })
+impl Kept {
+    fn of(oid: Option<u32>, member: &Member) -> Option<Self> {
+        let name = member.path.as_bytes();
+        let looked_into = oid.is_none() && (name == LABEL || name == CONTROL);
+        (looked_into && matches!(member.kind, MemberKind::File { .. }))
+            .then(|| Self { control: name == CONTROL, content: Vec::new() })
     }
 
     fn take(&mut self, data: &[u8]) {
-        self.hasher.update(data);
-        if let Some(kept) = &mut self.kept {
-            let room = MAX_KEPT.saturating_sub(kept.len());
-            kept.extend_from_slice(data.get(..room).unwrap_or(data));
-        }
+        let room = MAX_KEPT.saturating_sub(self.content.len());
+        self.content.extend_from_slice(data.get(..room).unwrap_or(data));
     }
 }
 

@@ -13,8 +13,8 @@ use super::{BackupError, Event, Options};
 use crate::archive::{Archive, Durable, NotProven, Proof, Stored};
 use crate::connection::{BackupStarted, Purpose, Session, SlotAnswer};
 use crate::disk::Lock;
-use crate::image::{BackupSource, WalRange};
-use crate::protocol::{BackupEvent, BaseBackup, Retention, SlotKind, SlotName, SlotState};
+use crate::image::agreement;
+use crate::protocol::{BackupEvent, BaseBackup, ManifestAsked, Retention, SlotKind, SlotName, SlotState};
 use crate::receive::Upstream;
 use crate::repository::{
     BackupFolder, BackupId, CapturedBy, ConfigFiles, Durations, Kind, Method, NeededWal, PathStep, Pending, Repository,
@@ -149,12 +149,12 @@ impl<'a> Run<'a> {
         tell(Event::WaitingForCheckpoint);
         let asked = Instant::now();
         let command = BaseBackup {
-            label: self.options.label.clone(),
             checkpoint: self.options.checkpoint,
             max_rate: self.options.max_rate,
-            manifest_checksums: self.options.manifest_checksums,
+            manifest: Some(ManifestAsked { algorithm: self.options.manifest_checksums, force_encode: false }),
             estimate_size: true,
             tablespace_map: true,
+            ..BaseBackup::new(self.options.label.clone())
         };
         let stop = self.stop.clone();
         let started = unless_stopped(&stop, self.session.base_backup(&command)).await??;
@@ -296,30 +296,8 @@ impl<'a> Run<'a> {
     /// Holds what the server said in several places against each other. For a backup from a
     /// standby, the position at which the files are consistent.
     fn agreed(&self, copied: &Copied, start: Pos, stop: Pos) -> Result<Option<Pos>, BackupError> {
-        let differ = |what: String| Err(BackupError::Contradiction(what));
         let Copied { label, control, manifest, .. } = copied;
-        if label.start != start {
-            return differ(format!("the backup starts at {start}, and backup_label says {}", label.start));
-        }
-        let ours = self.system_id;
-        if control.system_identifier != ours || manifest.system_identifier().is_some_and(|id| id != ours) {
-            return differ(format!("the files are of another cluster than {ours}"));
-        }
-        let listed = manifest.wal_ranges();
-        let whole = |range: &WalRange| range.tli == stop.tli() && range.start == start.lsn() && range.end == stop.lsn();
-        if listed.len() != 1 || !listed.iter().all(whole) {
-            return differ(format!("the backup needs WAL from {start} to {stop}, and the manifest lists other WAL"));
-        }
-        match (label.source, control.min_recovery) {
-            (BackupSource::Primary, _) => Ok(None),
-            (BackupSource::Standby, Some(point)) if point.lsn() <= stop.lsn() => Ok(Some(point)),
-            (BackupSource::Standby, Some(point)) => {
-                differ(format!("the copied pg_control needs WAL up to {point}, and the backup ends at {stop}"))
-            }
-            (BackupSource::Standby, None) => {
-                differ("the copied pg_control of a standby has no minimum recovery point".into())
-            }
-        }
+        agreement(self.system_id, start, stop, label, control, Some(manifest)).map_err(BackupError::Contradiction)
     }
 
     async fn prove(&self, seal: &Seal) -> Result<Proof, BackupError> {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use crate::archive::{ArchiveError, ResumeError};
 use crate::backup::BackupError;
 use crate::connection::{ConnectError, ConninfoError, Error as SessionError};
+use crate::datadir::DataDirError;
 use crate::disk::{DiskError, Trouble};
 use crate::drill::DrillError;
 use crate::receive::{Gap, ReceiveError};
@@ -344,7 +345,7 @@ impl From<RestoreError> for Failure {
     fn from(e: RestoreError) -> Self {
         let failure = Self::error(e.to_string());
         match e {
-            RestoreError::Disk(e) => e.into(),
+            RestoreError::Disk(e) | RestoreError::DataDir(DataDirError::Disk(e)) => e.into(),
             RestoreError::Repository(e) | RestoreError::NotUsable(NotUsable::Repository(e)) => e.into(),
             RestoreError::Archive(e) => e.into(),
             RestoreError::NotUsable(NotUsable::NotFound(_)) => failure.hint("walhold list shows the backups"),
@@ -359,7 +360,7 @@ impl From<RestoreError> for Failure {
                 .exit(Exit::NotUsable)
                 .hint("nothing was left that a server could start on; walhold verify shows which backups are usable"),
             RestoreError::Incremental(_) => failure.exit(Exit::NotUsable).hint("restore a full backup"),
-            RestoreError::NotEmpty(_) => {
+            RestoreError::NotEmpty(_) | RestoreError::DataDir(DataDirError::NotEmpty(_)) => {
                 failure.hint("name a directory that does not exist or is empty; -T OLD=NEW puts a tablespace elsewhere")
             }
             RestoreError::InRepository(_) | RestoreError::Overlap(..) | RestoreError::NotAbsolute(_) => {
@@ -379,7 +380,7 @@ impl From<RestoreError> for Failure {
             RestoreError::LeftBehind { .. } => {
                 failure.exit(Exit::Storage).hint("remove the rest by hand; no server starts on it")
             }
-            RestoreError::Link(_) | RestoreError::Name(_) | RestoreError::Map(_) | RestoreError::Configuration(_) => {
+            RestoreError::DataDir(_) | RestoreError::Map(_) => {
                 failure.exit(Exit::NotUsable).hint("the backup was not made by walhold as it is")
             }
         }

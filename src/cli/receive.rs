@@ -17,6 +17,7 @@ use super::values::{WalCompression, duration, size, some_time, timeline, who};
 use super::{Failure, connect, signals};
 use crate::archive::{Archive, Compressed, Compressor};
 use crate::codec::Packing;
+use crate::connection::Conninfo;
 use crate::disk::{Disk, Lock, Real};
 use crate::protocol::SlotName;
 use crate::receive::{Event, Finished, Options, Retry, Slot, Upstream, receive};
@@ -106,47 +107,40 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
-    let (conninfo, mut upstream, application_name) = arguments.connection.connect(NAME).await?;
+    let (conninfo, upstream, application_name) = arguments.connection.connect(NAME).await?;
     if arguments.max_slot_lag.is_some() && arguments.slot()? == Slot::None {
         return Err(Failure::usage("--max-slot-lag watches a slot, and there is none").hint("name one with --slot"));
     }
     // From here on there is something to end in good order.
     let stop = signals::stop()?;
-    let mut waited = false;
-    let target = loop {
-        if let Some(target) = arguments.target(&upstream)? {
-            break target;
-        }
-        if !std::mem::replace(&mut waited, true) {
-            info!("a backup holds the repository while it streams its own WAL; receiving begins when it has ended");
-        }
-        if stop.run_until_cancelled(tokio::time::sleep(LOOK_FOR_BACKUP)).await.is_none() {
-            return Ok(());
-        }
+    let options = arguments.options(conninfo, application_name)?;
+    let Some((target, upstream)) = arguments.wait_for_target(upstream, &options, &stop).await? else {
+        return Ok(());
     };
-    if waited {
-        // What the server said of itself has grown old.
-        let connecting = Upstream::connect(&conninfo, &application_name);
-        let Some(again) = stop.run_until_cancelled(connecting).await else { return Ok(()) };
-        upstream = again?;
+    match receive_guarded(arguments, upstream, &target, &options, &stop).await? {
+        Finished::Stopped if arguments.no_sync => {
+            info!("stopped; when all that was received is durable is left to the system");
+        }
+        Finished::Stopped => info!("stopped; all that was received is durable"),
+        Finished::EndPosition => {
+            info!("received WAL beyond the end position");
+            target.compress_the_rest(&stop).await;
+        }
     }
-    let options = Options {
-        conninfo,
-        application_name,
-        slot: arguments.slot()?,
-        synchronous: arguments.synchronous,
-        sync_interval: arguments.sync_interval,
-        status_interval: Some(arguments.status_interval).filter(|interval| !interval.is_zero()),
-        end: arguments.endpos,
-        retry: (!arguments.no_loop).then(Retry::default),
-        follow: arguments.follow_timeline,
-        accept_gap: arguments.accept_gap,
-        island: None,
-        may_pass_over: target.opened.is_none(),
-    };
+    Ok(())
+}
+
+/// Receives, with what goes on beside it: healing, compression, and the guard for the server's disk.
+async fn receive_guarded(
+    arguments: &Arguments,
+    upstream: Upstream,
+    target: &Target,
+    options: &Options,
+    stop: &CancellationToken,
+) -> Result<Finished, Failure> {
     let healer = target.opened.as_ref().map(|opened| Healer::start(opened.repository.clone()));
     let healer = healer.transpose().map_err(|e| Failure::error(format!("cannot start a thread: {e}")))?;
-    let guard = arguments.guard(&options);
+    let guard = arguments.guard(options);
     let mut tell = |event| {
         if let (Some(guard), Event::Connected(conninfo)) = (&guard, &event) {
             guard.look_at(conninfo);
@@ -168,7 +162,7 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
             None => std::future::pending().await,
         }
     };
-    let mut receiving = Box::pin(receive(upstream, &target.archive, &options, &stop, &mut tell));
+    let mut receiving = Box::pin(receive(upstream, &target.archive, options, stop, &mut tell));
     let finished = tokio::select! {
         finished = &mut receiving => finished,
         (guard, bytes) = exceeded => {
@@ -183,17 +177,7 @@ async fn receive_until_told(arguments: &Arguments) -> Result<(), Failure> {
     if let (Err(_), Some(opened)) = (&finished, &target.opened) {
         opened.clean_up();
     }
-    match finished? {
-        Finished::Stopped if arguments.no_sync => {
-            info!("stopped; when all that was received is durable is left to the system");
-        }
-        Finished::Stopped => info!("stopped; all that was received is durable"),
-        Finished::EndPosition => {
-            info!("received WAL beyond the end position");
-            target.compress_the_rest(&stop).await;
-        }
-    }
-    Ok(())
+    Ok(finished?)
 }
 
 impl Target {
@@ -259,6 +243,52 @@ impl Arguments {
             self.slot = None;
         }
         Ok(())
+    }
+
+    fn options(&self, conninfo: Conninfo, application_name: String) -> Result<Options, Failure> {
+        Ok(Options {
+            conninfo,
+            application_name,
+            slot: self.slot()?,
+            synchronous: self.synchronous,
+            sync_interval: self.sync_interval,
+            status_interval: Some(self.status_interval).filter(|interval| !interval.is_zero()),
+            end: self.endpos,
+            retry: (!self.no_loop).then(Retry::default),
+            follow: self.follow_timeline,
+            accept_gap: self.accept_gap,
+            island: None,
+            // A repository promises that its WAL begins where its slot does.
+            may_pass_over: self.repo.is_none(),
+        })
+    }
+
+    /// Where the WAL goes, once no backup holds it any more; `None` if told to stop meanwhile.
+    async fn wait_for_target(
+        &self,
+        mut upstream: Upstream,
+        options: &Options,
+        stop: &CancellationToken,
+    ) -> Result<Option<(Target, Upstream)>, Failure> {
+        let mut waited = false;
+        let target = loop {
+            if let Some(target) = self.target(&upstream)? {
+                break target;
+            }
+            if !std::mem::replace(&mut waited, true) {
+                info!("a backup holds the repository while it streams its own WAL; receiving begins when it has ended");
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(LOOK_FOR_BACKUP)).await.is_none() {
+                return Ok(None);
+            }
+        };
+        if waited {
+            // What the server said of itself has grown old.
+            let connecting = Upstream::connect(&options.conninfo, &options.application_name);
+            let Some(again) = stop.run_until_cancelled(connecting).await else { return Ok(None) };
+            upstream = again?;
+        }
+        Ok(Some((target, upstream)))
     }
 
     fn guard(&self, options: &Options) -> Option<Guard> {

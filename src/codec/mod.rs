@@ -5,6 +5,7 @@ mod frames;
 mod packing;
 mod read;
 mod source;
+mod stream;
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,6 +15,7 @@ use thiserror::Error;
 pub use frames::{ZSTD_FRAME, ZstdFrames};
 pub use packing::{Method, Packer, Packing, ParsePackingError};
 pub use read::{DecodeError, Fault, reader};
+pub use stream::{ClientCompression, Encoder};
 
 /// How a file is compressed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -430,7 +430,7 @@ impl Session {
         let start = backup_position(&self.result_set().await?)?;
         let tablespaces = TablespaceRow::from_rows(&self.result_set().await?)?;
         self.wire.enter(Phase::Copying);
-        self.mode = Mode::Copying(Box::new(BackupStream::new(self.version, &tablespaces)));
+        self.mode = Mode::Copying(Box::new(BackupStream::new(self.version, &tablespaces, backup)));
         Ok(BackupStarted { start, tablespaces })
     }
 

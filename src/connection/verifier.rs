@@ -45,11 +45,8 @@ pub(super) fn verifier(
     let store = store(&roots)?;
     let lists = revocation_lists(encryption)?;
     let revocation = (!lists.is_empty()).then(|| checker(&store, lists, provider)).transpose()?;
-    let chain = ChainOnly { store, roots, algorithms, revocation };
-    Ok(match encryption.mode {
-        SslMode::VerifyFull => Arc::new(ChainAndName(chain)),
-        _ => Arc::new(chain),
-    })
+    let name = encryption.mode == SslMode::VerifyFull;
+    Ok(Arc::new(Verified { store, roots, algorithms, revocation, name }))
 }
 
 fn system_roots() -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -128,26 +125,25 @@ fn checker(
         .map_err(|error| TlsError::Setup(rustls::Error::General(error.to_string())))
 }
 
-/// `verify-ca`: a trusted root signed the certificate. Whose it is does not matter.
+/// `verify-ca`: a trusted root signed the certificate; whose it is does not matter. `verify-full`: and it is for the
+/// host we asked for.
 #[derive(Debug)]
-struct ChainOnly {
+struct Verified {
     roots: Vec<CertificateDer<'static>>,
     store: RootCertStore,
     algorithms: WebPkiSupportedAlgorithms,
     revocation: Option<Arc<WebPkiServerVerifier>>,
+    /// Whether the host's name must be in the certificate.
+    name: bool,
 }
-
-/// `verify-full`: a trusted root signed the certificate, and it is for the host we asked for.
-#[derive(Debug)]
-struct ChainAndName(ChainOnly);
 
 /// `require` and weaker without a root certificate: encrypted, but with whom is not known. Against
 /// eavesdropping only.
 #[derive(Debug)]
 struct Unverified(WebPkiSupportedAlgorithms);
 
-impl ChainOnly {
-    fn verify(
+impl Verified {
+    fn verify_chain(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -220,7 +216,7 @@ macro_rules! handshake_signatures {
     };
 }
 
-impl ServerCertVerifier for ChainOnly {
+impl ServerCertVerifier for Verified {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -229,27 +225,14 @@ impl ServerCertVerifier for ChainOnly {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, server_name, now).map(|()| ServerCertVerified::assertion())
-    }
-
-    handshake_signatures!(|this| &this.algorithms);
-}
-
-impl ServerCertVerifier for ChainAndName {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.0.verify(end_entity, intermediates, server_name, now)?;
-        verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+        self.verify_chain(end_entity, intermediates, server_name, now)?;
+        if self.name {
+            verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+        }
         Ok(ServerCertVerified::assertion())
     }
 
-    handshake_signatures!(|this| &this.0.algorithms);
+    handshake_signatures!(|this| &this.algorithms);
 }
 
 impl ServerCertVerifier for Unverified {
@@ -291,10 +274,14 @@ mod tests {
         CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, signer).unwrap().into()
     }
 
-    fn chain_to(root: &CertificateDer<'static>) -> ChainOnly {
+    fn named(chain: Verified) -> Verified {
+        Verified { name: true, ..chain }
+    }
+
+    fn chain_to(root: &CertificateDer<'static>) -> Verified {
         let roots = vec![root.clone()];
         let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
-        ChainOnly { store: store(&roots).unwrap(), roots, algorithms, revocation: None }
+        Verified { store: store(&roots).unwrap(), roots, algorithms, revocation: None, name: false }
     }
 
     fn verdict(verifier: &dyn ServerCertVerifier, certificate: &CertificateDer<'_>, host: &str) -> Result<(), String> {
@@ -310,10 +297,10 @@ mod tests {
     fn verify_full_checks_chain_and_name() {
         let (ours, other) = (authority("ours"), authority("other"));
         let certificate = server("db.example", &ours);
-        let full = ChainAndName(chain_to(ours.der()));
+        let full = named(chain_to(ours.der()));
         assert_eq!(verdict(&full, &certificate, "db.example"), Ok(()));
         assert_eq!(verdict(&full, &certificate, "evil.example"), Err("it is for another host".into()));
-        let stranger = ChainAndName(chain_to(other.der()));
+        let stranger = named(chain_to(other.der()));
         let unknown = "it is signed by no root certificate that is trusted here";
         assert_eq!(verdict(&stranger, &certificate, "db.example"), Err(unknown.into()));
     }
@@ -339,8 +326,8 @@ mod tests {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let own = |params: CertificateParams| params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone();
         let certificate = own(params.clone());
-        assert_eq!(verdict(&ChainAndName(chain_to(&certificate)), &certificate, "db.example"), Ok(()));
-        assert!(verdict(&ChainAndName(chain_to(&certificate)), &certificate, "evil.example").is_err());
+        assert_eq!(verdict(&named(chain_to(&certificate)), &certificate, "db.example"), Ok(()));
+        assert!(verdict(&named(chain_to(&certificate)), &certificate, "evil.example").is_err());
         assert!(verdict(&chain_to(&own(params.clone())), &certificate, "db.example").is_err());
         params.not_after = rcgen::date_time_ymd(2020, 1, 1);
         let expired = own(params);
@@ -382,14 +369,14 @@ mod tests {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = |list: CertificateRevocationListDer<'static>| {
             let plain = chain_to(ours.der());
-            ChainOnly { revocation: Some(checker(&plain.store, vec![list], &provider).unwrap()), ..plain }
+            Verified { revocation: Some(checker(&plain.store, vec![list], &provider).unwrap()), ..plain }
         };
         let checked = || chain(list(&ours, &[8], 2099));
         for host in ["db.example", "evil.example"] {
             assert_eq!(verdict(&checked(), &good, host), Ok(()));
             assert_eq!(verdict(&checked(), &bad, host), Err("it is revoked".into()));
         }
-        let full = ChainAndName(checked());
+        let full = named(checked());
         assert_eq!(verdict(&full, &good, "db.example"), Ok(()));
         assert_eq!(verdict(&full, &good, "evil.example"), Err("it is for another host".into()));
         assert_eq!(verdict(&full, &bad, "db.example"), Err("it is revoked".into()));

@@ -273,6 +273,23 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn lock_dir_shared(&self, path: &Path) -> Result<Lock, DiskError>;
 }
 
+/// A whole file; `None` if there is none, its length instead if that is above `max`.
+pub(crate) fn read_bounded(disk: &dyn Disk, path: &Path, max: u64) -> Result<Option<Result<Vec<u8>, u64>>, DiskError> {
+    let file = match disk.open(path, Access::Read) {
+        Ok(file) => file,
+        Err(e) if e.trouble() == Trouble::Missing => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let len = file.size()?;
+    let Some(size) = usize::try_from(len).ok().filter(|_| len <= max) else {
+        return Ok(Some(Err(len)));
+    };
+    let mut bytes = vec![0; size];
+    let read = file.read_at(0, &mut bytes)?;
+    bytes.truncate(read);
+    Ok(Some(Ok(bytes)))
+}
+
 /// An advisory lock, let go when dropped or when the process ends in any way.
 #[derive(Debug)]
 pub struct Lock {

@@ -13,6 +13,7 @@ use super::scratch::Scratch;
 use super::server::Server;
 use super::sql::Door;
 use super::{DrillError, DrillEvent, Drilled, Ended, Limits, Options, Stop, checks, scan};
+use crate::datadir::DataDirError;
 use crate::disk::Real;
 use crate::image::ControlFile;
 use crate::repository::{DrillRecord, Repository, Seal, Time, Which};
@@ -267,13 +268,14 @@ impl Drill<'_> {
 /// Whether it is the backup that cannot be restored, or something else that is in the way.
 fn judge(e: RestoreError) -> Ended {
     match e {
+        RestoreError::Stopped => Ended::Error(DrillError::Stopped),
+        RestoreError::DataDir(DataDirError::NotEmpty(_) | DataDirError::Disk(_)) => {
+            Ended::Error(DrillError::Restore(e))
+        }
         RestoreError::NotProven { .. }
         | RestoreError::Content { .. }
-        | RestoreError::Link(_)
-        | RestoreError::Name(_)
-        | RestoreError::Map(_)
-        | RestoreError::Configuration(_) => Ended::Failed(e.to_string()),
-        RestoreError::Stopped => Ended::Error(DrillError::Stopped),
+        | RestoreError::DataDir(_)
+        | RestoreError::Map(_) => Ended::Failed(e.to_string()),
         e => Ended::Error(DrillError::Restore(e)),
     }
 }

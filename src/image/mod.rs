@@ -12,13 +12,16 @@
 //! digests each file, [`Comparison`] collects the digests, and when the manifest is there
 //! [`Comparison::check`] says whether what was laid out is what the server sent.
 
+mod agreement;
 mod control;
 mod label;
 mod manifest;
 mod names;
+mod pass;
 mod path;
 mod tar;
 
+pub use agreement::agreement;
 pub use control::{ClusterState, ControlError, ControlFile, WalLevel};
 pub use label::{BackupLabel, BackupMethod, BackupSource, LabelError, Tablespace, TablespaceMap, TablespaceMapError};
 pub use manifest::{
@@ -26,8 +29,9 @@ pub use manifest::{
     UnknownAlgorithm, WalRange,
 };
 pub use names::{NameClash, Names};
+pub use pass::{ArchivePass, PassError};
 pub use path::{BadPath, MemberPath, PathFault};
-pub use tar::{FeedError, Member, MemberKind, TarEnd, TarError, TarEvent, TarReader};
+pub use tar::{Added, FeedError, Member, MemberKind, TarEdit, TarEnd, TarError, TarEvent, TarReader};
 
 #[cfg(test)]
 mod captured {

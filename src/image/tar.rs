@@ -3,6 +3,8 @@
 //! reader has to guess between several meanings of one archive; this one has a single meaning or
 //! an error.
 
+mod edit;
+
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +13,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::{BadPath, MemberPath};
+
+pub use edit::{Added, TarEdit};
 
 /// Everything in an archive is padded to this many bytes.
 const BLOCK: usize = 512;

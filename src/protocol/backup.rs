@@ -7,11 +7,11 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes};
 
 use super::replication::backup_position;
-use super::{ProtocolError, Reply, Row, ServerError, ServerVersion, TablespaceRow};
+use super::{BaseBackup, ProtocolError, Reply, Row, ServerError, ServerVersion, TablespaceRow};
 use crate::wal::Pos;
 
-/// What a base backup consists of, in order: archives (each with its data), the manifest, the stop
-/// position, completion. Notices and progress come at any time before the stop position.
+/// What a base backup consists of, in order: archives (each with its data, unless it goes elsewhere), the
+/// manifest if one was asked for, the stop position, completion. Notices and progress come at any time before the stop position.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum BackupEvent {
     /// An archive begins.
@@ -42,6 +42,9 @@ pub struct BackupStream {
     /// Archives that have not come yet.
     expected: Vec<TablespaceRow>,
     single_copy: bool,
+    /// What the names of archives end in.
+    suffix: &'static str,
+    manifest: bool,
     state: State,
     stop: Vec<Row>,
     events: VecDeque<BackupEvent>,
@@ -65,11 +68,13 @@ enum State {
 const DURING: &str = "copying a base backup";
 
 impl BackupStream {
-    /// At the point where the list of tablespaces has been read.
-    pub fn new(version: ServerVersion, tablespaces: &[TablespaceRow]) -> Self {
+    /// At the point where the list of tablespaces has been read, in answer to `asked`.
+    pub fn new(version: ServerVersion, tablespaces: &[TablespaceRow], asked: &BaseBackup) -> Self {
         Self {
             expected: tablespaces.to_vec(),
             single_copy: version.is_15_or_later(),
+            suffix: asked.compression.as_ref().map_or("", |compression| compression.method.codec().suffix()),
+            manifest: asked.manifest.is_some(),
             state: State::BetweenCopies,
             stop: Vec::new(),
             events: VecDeque::new(),
@@ -100,7 +105,11 @@ impl BackupStream {
             (State::InManifest, Reply::CopyData(data)) => self.emit(BackupEvent::ManifestData(data)),
             (State::InArchive, Reply::CopyDone) if !self.single_copy => {
                 self.emit(BackupEvent::ArchiveEnd);
-                self.state = State::BetweenCopies;
+                self.state = if self.is_last() { State::Stopping } else { State::BetweenCopies };
+            }
+            (State::InArchive, Reply::CopyDone) if self.is_last() => {
+                self.emit(BackupEvent::ArchiveEnd);
+                self.state = State::Stopping;
             }
             (State::InManifest, Reply::CopyDone) => {
                 self.emit(BackupEvent::ManifestEnd);
@@ -120,6 +129,11 @@ impl BackupStream {
             (_, reply) => return Err(reply.unexpected(DURING)),
         }
         Ok(())
+    }
+
+    /// Nothing comes after this archive.
+    const fn is_last(&self) -> bool {
+        !self.manifest && self.expected.is_empty()
     }
 
     fn emit(&mut self, event: BackupEvent) {
@@ -147,6 +161,9 @@ impl BackupStream {
     fn begin_manifest(&mut self) -> Result<(), ProtocolError> {
         if !self.expected.is_empty() {
             return Err(ProtocolError::Malformed("base backup (an archive is missing)"));
+        }
+        if !self.manifest {
+            return Err(ProtocolError::Malformed("base backup (a manifest that was not asked for)"));
         }
         self.emit(BackupEvent::Manifest);
         self.state = State::InManifest;
@@ -193,9 +210,10 @@ impl BackupStream {
         else {
             return Err(ProtocolError::Malformed("archive name"));
         };
+        let stem = name.strip_suffix(self.suffix.as_bytes()).unwrap_or_default();
         let is_named = |row: &TablespaceRow| match row.oid {
-            None => name == b"base.tar",
-            Some(oid) => name == format!("{oid}.tar").as_bytes(),
+            None => stem == b"base.tar",
+            Some(oid) => stem == format!("{oid}.tar").as_bytes(),
         };
         let at = self.expected.iter().position(is_named).ok_or_else(|| ProtocolError::value("archive name", name))?;
         Ok(self.expected.remove(at))
@@ -204,7 +222,10 @@ impl BackupStream {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{ManifestAsked, ServerCompression};
     use super::*;
+    use crate::codec::Method;
+    use crate::image::ManifestAlgorithm;
     use crate::wal::{Lsn, TimelineId};
 
     const OLD: ServerVersion = ServerVersion::new(130_023);
@@ -232,11 +253,24 @@ mod tests {
         ]
     }
 
+    fn asked() -> BaseBackup {
+        let manifest = Some(ManifestAsked { algorithm: ManifestAlgorithm::Crc32c, force_encode: false });
+        BaseBackup { manifest, ..BaseBackup::new(String::new()) }
+    }
+
     fn run(
         version: ServerVersion,
         replies: impl IntoIterator<Item = Reply>,
     ) -> Result<Vec<BackupEvent>, ProtocolError> {
-        let mut stream = BackupStream::new(version, &tablespaces());
+        run_asked(&asked(), version, replies)
+    }
+
+    fn run_asked(
+        asked: &BaseBackup,
+        version: ServerVersion,
+        replies: impl IntoIterator<Item = Reply>,
+    ) -> Result<Vec<BackupEvent>, ProtocolError> {
+        let mut stream = BackupStream::new(version, &tablespaces(), asked);
         let mut events = Vec::new();
         for reply in replies {
             stream.feed(reply)?;
@@ -287,6 +321,42 @@ mod tests {
             Reply::CopyDone,
         ];
         assert_eq!(run(NEW, replies.into_iter().chain(ending())).unwrap(), expected(true));
+    }
+
+    #[test]
+    fn without_a_manifest_the_last_archive_is_the_end() {
+        let asked = BaseBackup { manifest: None, ..asked() };
+        let is_manifests = |event: &BackupEvent| {
+            matches!(event, BackupEvent::Manifest | BackupEvent::ManifestData(_) | BackupEvent::ManifestEnd)
+        };
+        let expected: Vec<_> = expected(false).into_iter().filter(|event| !is_manifests(event)).collect();
+        let copy = |bytes| [Reply::CopyOut, data(bytes), Reply::CopyDone];
+        let old = [copy(b"tar1"), copy(b"tar2")].concat();
+        assert_eq!(run_asked(&asked, OLD, old.into_iter().chain(ending())).unwrap(), expected);
+        let mut new = vec![Reply::CopyOut, data(b"n16385.tar\0/ts\0"), data(b"dtar1")];
+        let cut = new.iter().cloned().chain([Reply::CopyDone]);
+        assert_eq!(run_asked(&asked, NEW, cut), Err(ProtocolError::Unexpected { tag: b'c', during: DURING }));
+        new.extend([data(b"nbase.tar\0\0"), data(b"dtar2")]);
+        let unasked = new.iter().cloned().chain([data(b"m")]);
+        let error = ProtocolError::Malformed("base backup (a manifest that was not asked for)");
+        assert_eq!(run_asked(&asked, NEW, unasked), Err(error));
+        new.push(Reply::CopyDone);
+        assert_eq!(run_asked(&asked, NEW, new.into_iter().chain(ending())).unwrap(), expected);
+    }
+
+    #[test]
+    fn compressed_archives_bear_the_suffix_of_what_was_asked_for() {
+        let compression = Some(ServerCompression { method: Method::Gzip, detail: None });
+        let asked = BaseBackup { compression, ..asked() };
+        let named = |name| run_asked(&asked, NEW, [Reply::CopyOut, data(name)]);
+        let [one, _] = tablespaces();
+        assert_eq!(named(b"n16385.tar.gz\0/ts\0").unwrap(), [BackupEvent::Archive(one)]);
+        for name in ["16385.tar", "16385.tar.zst", ".gz", "16385.tar.gz.gz"] {
+            let message = format!("n{name}\0\0").into_bytes();
+            let replies = [Reply::CopyOut, Reply::CopyData(message.into())];
+            let error = ProtocolError::value("archive name", name.as_bytes());
+            assert_eq!(run_asked(&asked, NEW, replies), Err(error));
+        }
     }
 
     #[test]

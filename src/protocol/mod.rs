@@ -14,8 +14,9 @@ pub use error::{Condition, ProtocolError, ServerError};
 pub use framing::{Frame, Framer, FramingError, Phase};
 pub use messages::{Reply, Row};
 pub use replication::{
-    BaseBackup, Checkpoint, MaxRate, NextTimeline, Retention, SlotKind, SlotName, SlotNameError, SlotState,
-    SystemIdentity, TablespaceRow, backup_position, command, duration_setting, mode_setting,
+    BackupTarget, BaseBackup, Checkpoint, ManifestAsked, MaxRate, NextTimeline, Retention, ServerCompression, SlotKind,
+    SlotName, SlotNameError, SlotState, SystemIdentity, TablespaceRow, backup_position, command, duration_setting,
+    mode_setting,
 };
 pub use stream::{StandbyStatus, StreamMessage};
 pub use version::ServerVersion;

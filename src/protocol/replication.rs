@@ -11,6 +11,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use super::{ProtocolError, Row, ServerVersion};
+use crate::codec::Method;
 use crate::image::ManifestAlgorithm;
 use crate::wal::{Lsn, Pos, TimelineId};
 
@@ -87,8 +88,7 @@ impl MaxRate {
     }
 }
 
-/// What to ask of BASE_BACKUP. The manifest is always asked for; that the server waits for its
-/// archiver, and that it sends WAL with the files, never.
+/// What to ask of BASE_BACKUP.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BaseBackup {
     /// What `backup_label` will name it; the server takes up to 1024 bytes.
@@ -97,12 +97,68 @@ pub struct BaseBackup {
     pub checkpoint: Checkpoint,
     /// Its greatest speed.
     pub max_rate: Option<MaxRate>,
-    /// The checksums in the manifest.
-    pub manifest_checksums: ManifestAlgorithm,
+    /// The manifest, if there is to be one.
+    pub manifest: Option<ManifestAsked>,
     /// Whether sizes are estimated first, at the price of a walk through the data directory.
     pub estimate_size: bool,
     /// Whether a `tablespace_map` file comes in place of symbolic links.
     pub tablespace_map: bool,
+    /// Whether the WAL from start to stop comes with the data directory.
+    pub wal: bool,
+    /// Whether the server ends the backup only when its own archiver has all of that WAL.
+    pub wait_for_archive: bool,
+    /// Whether the server checks the checksums of the pages that it sends.
+    pub verify_checksums: bool,
+    /// Compression by the server, from 15 on.
+    pub compression: Option<ServerCompression>,
+    /// Where the archives go, if not to us; from 15 on.
+    pub target: Option<BackupTarget>,
+}
+
+impl BaseBackup {
+    /// The files alone, sent to us as they are.
+    pub const fn new(label: String) -> Self {
+        Self {
+            label,
+            checkpoint: Checkpoint::Spread,
+            max_rate: None,
+            manifest: None,
+            estimate_size: false,
+            tablespace_map: false,
+            wal: false,
+            wait_for_archive: false,
+            verify_checksums: true,
+            compression: None,
+            target: None,
+        }
+    }
+}
+
+/// A manifest to be sent by the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ManifestAsked {
+    /// The checksums in it.
+    pub algorithm: ManifestAlgorithm,
+    /// Whether all names are written in hexadecimal.
+    pub force_encode: bool,
+}
+
+/// Compression by the server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServerCompression {
+    /// With what.
+    pub method: Method,
+    /// Level or options, in the server's words.
+    pub detail: Option<String>,
+}
+
+/// Where a server puts a backup that it does not send.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BackupTarget {
+    /// `server`, `blackhole`, or what an extension has added.
+    pub name: String,
+    /// What follows its colon: a directory on the server.
+    pub detail: Option<String>,
 }
 
 /// The commands.
@@ -159,13 +215,28 @@ pub mod command {
             }
         };
         add(backup.estimate_size, "PROGRESS", "PROGRESS");
+        add(backup.wal, "WAL", "WAL");
         add(backup.checkpoint == Checkpoint::Fast, "FAST", "CHECKPOINT 'fast'");
         add(new && backup.checkpoint == Checkpoint::Spread, "", "CHECKPOINT 'spread'");
-        add(true, "NOWAIT", "WAIT 0");
+        add(!backup.wait_for_archive, "NOWAIT", "WAIT 0");
         add(backup.tablespace_map, "TABLESPACE_MAP", "TABLESPACE_MAP");
+        add(!backup.verify_checksums, "NOVERIFY_CHECKSUMS", "VERIFY_CHECKSUMS 0");
         options.extend(backup.max_rate.map(|rate| format!("MAX_RATE {}", rate.0)));
-        options.push("MANIFEST 'yes'".to_owned());
-        options.push(format!("MANIFEST_CHECKSUMS '{}'", backup.manifest_checksums.name()));
+        if let Some(manifest) = backup.manifest {
+            options.push(format!("MANIFEST '{}'", if manifest.force_encode { "force-encode" } else { "yes" }));
+            options.push(format!("MANIFEST_CHECKSUMS '{}'", manifest.algorithm.name()));
+        }
+        // What a server does not know it names in its error.
+        let mut detailed = |option: &str, value: &str, detail: Option<&String>| {
+            options.push(format!("{option} {}", string(value)));
+            options.extend(detail.map(|detail| format!("{option}_DETAIL {}", string(detail))));
+        };
+        if let Some(target) = &backup.target {
+            detailed("TARGET", &target.name, target.detail.as_ref());
+        }
+        if let Some(compression) = &backup.compression {
+            detailed("COMPRESSION", compression.method.name(), compression.detail.as_ref());
+        }
         if new { format!("BASE_BACKUP ({})", options.join(", ")) } else { format!("BASE_BACKUP {}", options.join(" ")) }
     }
 
@@ -434,9 +505,10 @@ mod tests {
             label: "it's \"mine\"".into(),
             checkpoint: Checkpoint::Fast,
             max_rate: MaxRate::new(32),
-            manifest_checksums: ManifestAlgorithm::Sha256,
+            manifest: Some(ManifestAsked { algorithm: ManifestAlgorithm::Sha256, force_encode: false }),
             estimate_size: true,
             tablespace_map: true,
+            ..BaseBackup::new(String::new())
         };
         assert_eq!(
             command::base_backup(OLD, &backup),
@@ -454,6 +526,27 @@ mod tests {
             "BASE_BACKUP LABEL 'it''s \"mine\"' NOWAIT TABLESPACE_MAP MANIFEST 'yes' MANIFEST_CHECKSUMS 'SHA256'"
         );
         assert!(command::base_backup(NEW, &backup).contains("CHECKPOINT 'spread', WAIT 0,"));
+        let bare = BaseBackup { wait_for_archive: true, tablespace_map: false, manifest: None, ..backup.clone() };
+        assert_eq!(command::base_backup(OLD, &bare), "BASE_BACKUP LABEL 'it''s \"mine\"'");
+        let rare = BaseBackup {
+            label: "x".into(),
+            wal: true,
+            verify_checksums: false,
+            manifest: backup.manifest.map(|asked| ManifestAsked { force_encode: true, ..asked }),
+            compression: Some(ServerCompression { method: Method::Zstd, detail: Some("level=3".into()) }),
+            target: Some(BackupTarget { name: "server".into(), detail: Some("/it's".into()) }),
+            ..bare
+        };
+        assert_eq!(
+            command::base_backup(NEW, &rare),
+            "BASE_BACKUP (LABEL 'x', WAL, CHECKPOINT 'spread', VERIFY_CHECKSUMS 0, MANIFEST 'force-encode', \
+             MANIFEST_CHECKSUMS 'SHA256', TARGET 'server', TARGET_DETAIL '/it''s', \
+             COMPRESSION 'zstd', COMPRESSION_DETAIL 'level=3')"
+        );
+        assert_eq!(
+            command::base_backup(OLD, &BaseBackup { compression: None, target: None, ..rare }),
+            "BASE_BACKUP LABEL 'x' WAL NOVERIFY_CHECKSUMS MANIFEST 'force-encode' MANIFEST_CHECKSUMS 'SHA256'"
+        );
         assert_eq!((MaxRate::new(31), MaxRate::new(1_048_577)), (None, None));
     }
 

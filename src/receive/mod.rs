@@ -1,12 +1,14 @@
 //! Receiving WAL: the state machine that decides, the thread that writes, and the task that
 //! connects them to a server and goes on after whatever ends a connection.
 
+mod doubts;
 mod error;
 mod guard;
 mod machine;
 mod pipe;
 mod retry;
 mod run;
+mod session;
 mod setup;
 mod stream;
 

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::{Repository, Seal, SealedFile, Sha256Sum, read_bounded};
+use super::{Repository, Seal, SealedFile, Sha256Sum};
 use crate::archive::ArchiveError;
 use crate::codec::{self, Codec};
-use crate::disk::{Access, AlignedBuf, DiskError, File, Trouble};
+use crate::disk::{Access, AlignedBuf, DiskError, File, Trouble, read_bounded};
 use crate::image::{
     BackupLabel, BadPath, Compared, Comparison, ControlError, ControlFile, Difference, FeedError, Hasher, LabelError,
     Manifest, ManifestAlgorithm, ManifestError, MemberKind, MemberPath, NameClash, Names, TablespaceMap,

@@ -44,7 +44,7 @@ pub use retention::{
 pub use sealed::{Document, DocumentError, Sha256Sum, read, write};
 
 use crate::archive::Archive;
-use crate::disk::{Access, Disk, DiskError, Lock, Trouble};
+use crate::disk::{Disk, DiskError, Lock, Trouble, read_bounded};
 use crate::wal::SegmentSize;
 use documents::Identity;
 
@@ -421,23 +421,6 @@ fn read_document<T: Document>(disk: &dyn Disk, path: &Path) -> Result<Option<T>,
         Some(Err(len)) => Err(wrong(DocumentError::TooLong(usize::try_from(len).unwrap_or(usize::MAX)))),
         Some(Ok(bytes)) => read(&bytes).map(Some).map_err(wrong),
     }
-}
-
-/// A whole file; `None` if there is none, its length instead if that is above `max`.
-pub(crate) fn read_bounded(disk: &dyn Disk, path: &Path, max: u64) -> Result<Option<Result<Vec<u8>, u64>>, DiskError> {
-    let file = match disk.open(path, Access::Read) {
-        Ok(file) => file,
-        Err(e) if e.trouble() == Trouble::Missing => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let len = file.size()?;
-    let Some(size) = usize::try_from(len).ok().filter(|_| len <= max) else {
-        return Ok(Some(Err(len)));
-    };
-    let mut bytes = vec![0; size];
-    let read = file.read_at(0, &mut bytes)?;
-    bytes.truncate(read);
-    Ok(Some(Ok(bytes)))
 }
 
 #[cfg(test)]

@@ -21,8 +21,10 @@ pub use plan::{Place, Plan, PlannedTablespace, PlannedWal, Space, plan};
 pub use wal_get::{Outcome, Request, run as run_wal_get, wal_get};
 
 use crate::archive::{ArchiveError, NotProven};
+use crate::datadir::DataDirError;
+pub use crate::datadir::Owner;
 use crate::disk::DiskError;
-use crate::image::{BadPath, TablespaceMapError};
+use crate::image::TablespaceMapError;
 use crate::repository::{BackupId, ContentError, NotUsable, RepositoryError, Which};
 
 /// What the restored server is to do.
@@ -44,15 +46,6 @@ pub struct Mapping {
     pub old: PathBuf,
     /// Where it is to lie, absolute.
     pub new: PathBuf,
-}
-
-/// Who is to own the files, by number.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Owner {
-    /// The user that the server will run as.
-    pub user: u32,
-    /// Its group.
-    pub group: u32,
 }
 
 /// What to restore, where to, and to what end.
@@ -154,18 +147,12 @@ pub enum RestoreError {
         /// The path at which it fails.
         path: PathBuf,
     },
-    /// The backup holds a link that is none of a tablespace.
-    #[error("the backup holds a symbolic link named \"{0}\", which is none of a tablespace")]
-    Link(String),
-    /// A name in the backup is too long, or `tablespace_map` cannot be written.
+    /// The files cannot be laid down.
     #[error(transparent)]
-    Name(#[from] BadPath),
+    DataDir(#[from] DataDirError),
     /// The map for the new places cannot be written.
     #[error("cannot write tablespace_map: {0}")]
     Map(#[from] TablespaceMapError),
-    /// The configuration is longer than any that a server writes.
-    #[error("{} is too long to be a configuration file", .0.display())]
-    Configuration(PathBuf),
     /// It was told to.
     #[error("stopped")]
     Stopped,

@@ -365,7 +365,7 @@ fn p6_nothing_is_written_outside_the_target() {
     hostile(vec![Thing::Link("link", leaked)], "symbolic link");
     hostile(vec![Thing::Link("pg_tblspc/16385", leaked), file("pg_tblspc/16385/x")], "symbolic link");
     hostile(vec![file("base/5/1259")], "two members");
-    hostile(vec![file("global/pg_control.unfinished")], "cannot create");
+    hostile(vec![file("global/pg_control.unfinished")], "no server makes");
     hostile(vec![file("PG_VERSION/x")], "below a file");
 }
 

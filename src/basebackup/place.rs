@@ -1,0 +1,342 @@
+//! Where a base backup is stored.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::BaseBackupError as Error;
+use super::store::Shown;
+use super::{Event, Sync};
+use crate::codec::{ClientCompression, Codec, Encoder, Method};
+use crate::disk::{Access, Disk, DiskError, EntryKind, File, Trouble};
+use crate::image::{Added, TarEdit, TarEnd, TarEvent};
+
+/// How much gathers before it is written.
+const WRITE: usize = 1 << 20;
+/// What closes a tar: servers up to 14 leave it to the client.
+const TAR_END: [u8; 1024] = [0; 1024];
+
+const MANIFEST: &str = "backup_manifest";
+const UNFINISHED_MANIFEST: &str = "backup_manifest.tmp";
+const AUTO_CONF: &str = "postgresql.auto.conf";
+const STANDBY: &str = "standby.signal";
+
+/// Where an archive goes that is stored as one.
+pub(super) type Sink = Encoder<Box<dyn Write + Send>>;
+
+/// Where the archives go.
+#[derive(Debug)]
+pub(super) enum Place {
+    Tar(TarFiles),
+    Output(Output),
+}
+
+/// An archive begins: where it goes if it is stored as one, and what is changed in it.
+#[derive(Default)]
+pub(super) struct Opened {
+    pub(super) sink: Option<Sink>,
+    pub(super) edit: Option<TarEdit>,
+}
+
+/// What makes a standby of the copy.
+#[derive(Clone, Debug)]
+pub(super) struct Recovery {
+    /// Lines for `postgresql.auto.conf`.
+    pub(super) lines: Vec<u8>,
+}
+
+/// Files that we add to an archive.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ours {
+    /// Permission bits.
+    pub(super) mode: u32,
+    /// Seconds since 1970.
+    pub(super) mtime: u64,
+}
+
+impl Ours {
+    const fn file<'a>(self, name: &'a str, content: &'a [u8]) -> Added<'a> {
+        Added { name, content, mode: self.mode, mtime: self.mtime }
+    }
+}
+
+/// One tar file for each archive.
+#[derive(Debug)]
+pub(super) struct TarFiles {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) directory: PathBuf,
+    pub(super) compression: Option<ClientCompression>,
+    pub(super) recovery: Option<Recovery>,
+    pub(super) ours: Ours,
+    /// Whether the directory was not there.
+    pub(super) made: bool,
+}
+
+/// One tar to standard output.
+pub(super) struct Output {
+    pub(super) compression: Option<ClientCompression>,
+    pub(super) recovery: Option<Recovery>,
+    pub(super) ours: Ours,
+    /// Whether the manifest goes with it.
+    pub(super) manifest: bool,
+    /// Open until the manifest is there.
+    pub(super) open: Option<Box<(Sink, TarEdit)>>,
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Output").finish_non_exhaustive()
+    }
+}
+
+impl Place {
+    /// An archive begins, which the server may have compressed.
+    pub(super) fn open(&mut self, oid: Option<u32>, packed: Option<Method>, shown: &Shown) -> Result<Opened, Error> {
+        match self {
+            Self::Tar(tar) => tar.open(oid, packed, shown),
+            Self::Output(output) => output.open(packed),
+        }
+    }
+
+    /// What is in it.
+    pub(super) fn take(&mut self, _oid: Option<u32>, _event: &TarEvent<'_>, _shown: &Shown) -> Result<(), Error> {
+        match self {
+            Self::Tar(_) | Self::Output(_) => Ok(()),
+        }
+    }
+
+    /// An archive has ended.
+    pub(super) fn end(&mut self, sink: Option<Sink>, edit: Option<TarEdit>, end: TarEnd) -> Result<(), Error> {
+        let Some(mut sink) = sink else { return Ok(()) };
+        match (self, edit) {
+            (Self::Output(output), Some(edit)) => {
+                output.open = Some(Box::new((sink, edit)));
+                Ok(())
+            }
+            (Self::Tar(tar), Some(edit)) => {
+                finish_edit(edit, &mut sink, &[tar.ours.file(STANDBY, b"")])?;
+                finish(sink)
+            }
+            (_, None) => {
+                if end == TarEnd::Open {
+                    sink.write_all(&TAR_END).map_err(cannot_write)?;
+                }
+                finish(sink)
+            }
+        }
+    }
+
+    /// All archives have ended, and are as the manifest says.
+    pub(super) fn close(&mut self, manifest: Option<&[u8]>) -> Result<(), Error> {
+        match self {
+            Self::Tar(tar) => tar.close(manifest),
+            Self::Output(output) => output.close(manifest),
+        }
+    }
+
+    /// Removes what was made, and empties what was found empty.
+    pub(super) fn discard(self, tell: &mut impl FnMut(Event)) -> Result<(), DiskError> {
+        match self {
+            Self::Output(_) => Ok(()),
+            Self::Tar(tar) if tar.made => {
+                tell(Event::Removing(tar.directory.clone()));
+                tar.disk.remove_tree(&tar.directory)
+            }
+            Self::Tar(tar) => {
+                tell(Event::Emptying(tar.directory.clone()));
+                for entry in tar.disk.list(&tar.directory)? {
+                    let inside = tar.directory.join(&entry.name);
+                    match entry.kind {
+                        EntryKind::Directory => tar.disk.remove_tree(&inside)?,
+                        EntryKind::File | EntryKind::Other => tar.disk.remove(&inside)?,
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes all of it durable, and then gives the manifest its name.
+    pub(super) fn finish(&mut self, sync: Sync, manifest: bool, naming: &mut impl FnMut()) -> Result<(), Error> {
+        match self {
+            Self::Output(_) => Ok(()),
+            Self::Tar(tar) => {
+                sync_place(&*tar.disk, &tar.directory, sync)?;
+                if manifest {
+                    naming();
+                    name_manifest(&*tar.disk, &tar.directory)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Gives the manifest its name. It is durable, as all else is.
+fn name_manifest(disk: &dyn Disk, directory: &Path) -> Result<(), DiskError> {
+    let name = directory.join(MANIFEST);
+    disk.rename(&directory.join(UNFINISHED_MANIFEST), &name)?;
+    disk.sync_parent(&name).map(drop)
+}
+
+impl TarFiles {
+    /// Makes the directory, or makes sure that it is empty still.
+    pub(super) fn make(mut self) -> Result<Self, Error> {
+        if let Some(parent) = self.directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            let _above = self.disk.make_dirs(parent, 0o755)?;
+        }
+        match self.disk.make_dir(&self.directory, 0o700 | self.ours.mode & 0o040 | (self.ours.mode & 0o040) >> 2) {
+            Ok(_made) => self.made = true,
+            Err(e) if e.trouble() == Trouble::Exists => {
+                let meta = self.disk.metadata(&self.directory)?;
+                let directory = meta.is_some_and(|meta| meta.kind == EntryKind::Directory);
+                if !directory || !self.disk.list(&self.directory)?.is_empty() {
+                    return Err(Error::NotEmpty(self.directory));
+                }
+            }
+            Err(e) => return Err(e.into()),
+        }
+        Ok(self)
+    }
+
+    fn open(&self, oid: Option<u32>, packed: Option<Method>, shown: &Shown) -> Result<Opened, Error> {
+        let recovery = self.recovery.as_ref().filter(|_| oid.is_none());
+        // What is changed in an archive that the server has compressed must be compressed anew.
+        let anew = packed.filter(|_| recovery.is_some()).map(ClientCompression::from);
+        let compression = self.compression.or(anew);
+        let codec = match (packed, compression) {
+            (Some(method), _) => method.codec(),
+            (None, Some(compression)) => compression.codec(),
+            (None, None) => Codec::Plain,
+        };
+        let stem = oid.map_or_else(|| "base".to_owned(), |oid| oid.to_string());
+        let path = self.directory.join(format!("{stem}.tar{}", codec.suffix()));
+        let sink = self.create(&path, compression)?;
+        shown.set(path);
+        Ok(Opened { sink: Some(sink), edit: recovery.map(Recovery::edit) })
+    }
+
+    fn create(&self, path: &Path, compression: Option<ClientCompression>) -> Result<Sink, Error> {
+        let file: Box<dyn Write + Send> = Box::new(Gathering::new(self.disk.create(path, self.ours.mode)?));
+        Encoder::new(file, compression).map_err(cannot_write)
+    }
+
+    fn close(&self, manifest: Option<&[u8]>) -> Result<(), Error> {
+        if let Some(content) = manifest {
+            let mut file = self.disk.create(&self.directory.join(UNFINISHED_MANIFEST), self.ours.mode)?;
+            file.write_at(0, content)?;
+        }
+        Ok(())
+    }
+}
+
+impl Recovery {
+    fn edit(&self) -> TarEdit {
+        TarEdit::new().append(AUTO_CONF, self.lines.clone()).omit(STANDBY)
+    }
+}
+
+impl Output {
+    fn open(&self, packed: Option<Method>) -> Result<Opened, Error> {
+        let out = io::stdout().as_fd().try_clone_to_owned().map_err(Error::Output)?;
+        let out: Box<dyn Write + Send> = Box::new(Labelled(io::BufWriter::with_capacity(WRITE, fs::File::from(out))));
+        let edit = match &self.recovery {
+            Some(recovery) => Some(recovery.edit()),
+            None => self.manifest.then(TarEdit::new),
+        };
+        let anew = packed.filter(|_| edit.is_some()).map(ClientCompression::from);
+        let sink = Encoder::new(out, self.compression.or(anew)).map_err(cannot_write)?;
+        Ok(Opened { sink: Some(sink), edit })
+    }
+
+    fn close(&mut self, manifest: Option<&[u8]>) -> Result<(), Error> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let (mut sink, edit) = *open;
+        let signal = self.recovery.as_ref().map(|_| self.ours.file(STANDBY, b""));
+        let manifest = manifest.map(|content| self.ours.file(MANIFEST, content));
+        let added: Vec<_> = signal.into_iter().chain(manifest).collect();
+        finish_edit(edit, &mut sink, &added)?;
+        finish(sink)
+    }
+}
+
+fn finish_edit(edit: TarEdit, sink: &mut Sink, added: &[Added<'_>]) -> Result<(), Error> {
+    edit.finish(added, &mut |part| sink.write_all(part).map_err(cannot_write)).map_err(Error::edited)
+}
+
+fn finish(sink: Sink) -> Result<(), Error> {
+    sink.finish().and_then(|mut out| out.flush()).map_err(cannot_write)
+}
+
+/// Makes all in a directory durable.
+fn sync_place(disk: &dyn Disk, dir: &Path, sync: Sync) -> Result<(), DiskError> {
+    match sync {
+        Sync::None => Ok(()),
+        Sync::Syncfs => disk.sync_filesystem(dir).map(drop),
+        Sync::Fsync => {
+            for entry in disk.list(dir)? {
+                let path = dir.join(&entry.name);
+                match entry.kind {
+                    EntryKind::File => drop(disk.open(&path, Access::Read)?.sync()?),
+                    EntryKind::Directory => sync_place(disk, &path, sync)?,
+                    EntryKind::Other => {}
+                }
+            }
+            disk.sync_dir(dir).map(drop)
+        }
+    }
+}
+
+/// A new file that is written in large pieces.
+struct Gathering {
+    file: Box<dyn File>,
+    at: u64,
+    gathered: Vec<u8>,
+}
+
+impl Gathering {
+    fn new(file: Box<dyn File>) -> Self {
+        Self { file, at: 0, gathered: Vec::with_capacity(WRITE) }
+    }
+}
+
+impl Write for Gathering {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(WRITE - self.gathered.len());
+        self.gathered.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        if self.gathered.len() == WRITE {
+            self.flush()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_at(self.at, &self.gathered).map_err(io::Error::other)?;
+        self.at += self.gathered.len() as u64;
+        self.gathered.clear();
+        Ok(())
+    }
+}
+
+/// Standard output, whose errors say so.
+struct Labelled<W>(W);
+
+impl<W: Write> Write for Labelled<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(|e| io::Error::other(Error::Output(e)))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(|e| io::Error::other(Error::Output(e)))
+    }
+}
+
+/// The error of what was written to is inside the one that [`Write`] has.
+pub(super) fn cannot_write(e: io::Error) -> Error {
+    match e.downcast::<DiskError>() {
+        Ok(e) => e.into(),
+        Err(e) => e.downcast::<Error>().unwrap_or_else(Error::Compress),
+    }
+}

@@ -1,0 +1,349 @@
+//! The thread that takes the archives in: names checked, files digested and compared with the manifest,
+//! and all of it stored.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::{Buf, Bytes};
+
+use super::BaseBackupError as Error;
+use super::place::{Opened, Place, Sink, cannot_write};
+use crate::codec::{Method, reader};
+use crate::image::{
+    ArchivePass, BackupLabel, Compared, Comparison, ControlFile, Manifest, ManifestAlgorithm, MemberKind, TarEdit,
+    TarEnd, TarEvent,
+};
+
+/// Pieces of the stream that may wait for the thread.
+const QUEUE: usize = 32;
+/// Decoded bytes that are looked at together.
+const DECODED: usize = 256 << 10;
+/// The files of the copy that are looked into are no larger.
+const MAX_KEPT: usize = 64 << 10;
+
+const LABEL: &[u8] = b"backup_label";
+const CONTROL: &[u8] = b"global/pg_control";
+
+/// A piece of the stream for the thread.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// An archive begins: of a tablespace, or of the data directory.
+    Archive(Option<u32>),
+    Data(Bytes),
+    ArchiveEnd,
+    Manifest,
+    ManifestData(Bytes),
+    ManifestEnd,
+}
+
+/// What is asked of the thread.
+pub(super) struct Task {
+    pub(super) place: Place,
+    /// What the server compresses with.
+    pub(super) packed: Option<Method>,
+    /// The checksums to compare by; `None` if nothing is to be compared.
+    pub(super) algorithm: Option<ManifestAlgorithm>,
+    /// Whether a manifest comes.
+    pub(super) manifest: bool,
+}
+
+/// The file that is being written, for whoever shows it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shown(Arc<Mutex<Option<PathBuf>>>);
+
+impl Shown {
+    pub(super) fn set(&self, path: PathBuf) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(path);
+    }
+
+    pub(super) fn get(&self) -> Option<PathBuf> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The thread, and the way to it.
+pub(super) struct Storing {
+    pieces: SyncSender<Piece>,
+    thread: JoinHandle<(Place, Result<Stored, Error>)>,
+    pub(super) shown: Shown,
+}
+
+/// All was stored, and what could be compared was found equal.
+pub(super) struct Stored {
+    /// As the server sent it.
+    pub(super) manifest: Option<(Vec<u8>, Manifest)>,
+    pub(super) compared: Option<Compared>,
+    /// Unless nothing was looked into.
+    pub(super) inside: Option<(BackupLabel, ControlFile)>,
+}
+
+impl Storing {
+    pub(super) fn new(task: Task) -> Result<Self, Error> {
+        let (pieces, mut queue) = sync_channel(QUEUE);
+        let shown = Shown::default();
+        let show = shown.clone();
+        let work = move || {
+            let Task { mut place, packed, algorithm, manifest } = task;
+            let stored = Work::new(packed, algorithm, manifest, show).run(&mut queue, &mut place);
+            (place, stored)
+        };
+        let thread = std::thread::Builder::new().name("store".into()).spawn(work).map_err(Error::Thread)?;
+        Ok(Self { pieces, thread, shown })
+    }
+
+    /// Hands over a piece; `false` if the thread has failed, and [`Storing::finish`] says why.
+    pub(super) async fn put(&self, piece: Piece) -> bool {
+        match self.pieces.try_send(piece) {
+            Ok(()) => true,
+            Err(TrySendError::Disconnected(_)) => false,
+            Err(TrySendError::Full(piece)) => {
+                let pieces = self.pieces.clone();
+                tokio::task::spawn_blocking(move || pieces.send(piece).is_ok()).await.unwrap_or(false)
+            }
+        }
+    }
+
+    /// Waits until all that was handed over is stored. Gives back the place in any case but that of a panic.
+    pub(super) async fn finish(self) -> (Option<Place>, Result<Stored, Error>) {
+        drop(self.pieces);
+        let thread = self.thread;
+        match tokio::task::spawn_blocking(move || thread.join()).await {
+            Ok(Ok((place, stored))) => (Some(place), stored),
+            _ => (None, Err(Error::Thread(io::Error::other("it ended unexpectedly")))),
+        }
+    }
+}
+
+/// The state of the pass.
+struct Work {
+    packed: Option<Method>,
+    algorithm: Option<ManifestAlgorithm>,
+    manifest_comes: bool,
+    shown: Shown,
+    comparison: Comparison,
+    kept: Kept,
+    /// Whether archives were looked into.
+    looked: bool,
+    manifest: Option<Vec<u8>>,
+}
+
+/// Files of the data directory that are looked into.
+#[derive(Default)]
+struct Kept {
+    label: Option<Vec<u8>>,
+    control: Option<Vec<u8>>,
+    /// One that is coming; whether it is `pg_control`.
+    open: Option<(bool, Vec<u8>)>,
+}
+
+impl Kept {
+    fn take(&mut self, event: &TarEvent<'_>) {
+        match event {
+            TarEvent::Member(member) => {
+                let name = member.path.as_bytes();
+                let wanted = matches!(member.kind, MemberKind::File { .. }) && (name == LABEL || name == CONTROL);
+                self.open = wanted.then(|| (name == CONTROL, Vec::new()));
+            }
+            TarEvent::Data(data) => {
+                if let Some((_, content)) = &mut self.open {
+                    let room = MAX_KEPT.saturating_sub(content.len());
+                    content.extend_from_slice(data.get(..room).unwrap_or(data));
+                }
+            }
+            TarEvent::MemberEnd => match self.open.take() {
+                Some((true, content)) => self.control = Some(content),
+                Some((false, content)) => self.label = Some(content),
+                None => {}
+            },
+        }
+    }
+}
+
+/// One archive, decoded.
+struct Looking<'a> {
+    pass: ArchivePass,
+    oid: Option<u32>,
+    comparison: &'a mut Comparison,
+    kept: &'a mut Kept,
+    shown: &'a Shown,
+    /// Where it goes, if not as it came.
+    edited: Option<(&'a mut TarEdit, &'a mut Sink)>,
+}
+
+impl Looking<'_> {
+    fn take(&mut self, bytes: &[u8], place: &mut Place) -> Result<(), Error> {
+        let (oid, kept, shown) = (self.oid, &mut *self.kept, self.shown);
+        self.pass.feed(bytes, self.comparison, &mut |event| {
+            if oid.is_none() {
+                kept.take(event);
+            }
+            place.take(oid, event, shown)
+        })?;
+        match &mut self.edited {
+            Some((edit, sink)) => edit_into(edit, sink, bytes),
+            None => Ok(()),
+        }
+    }
+}
+
+fn edit_into(edit: &mut TarEdit, sink: &mut Sink, bytes: &[u8]) -> Result<(), Error> {
+    edit.feed(bytes, &mut |part| sink.write_all(part).map_err(cannot_write)).map_err(Error::edited)
+}
+
+impl Work {
+    fn new(packed: Option<Method>, algorithm: Option<ManifestAlgorithm>, manifest: bool, shown: Shown) -> Self {
+        Self {
+            packed,
+            algorithm,
+            manifest_comes: manifest,
+            shown,
+            comparison: Comparison::new(),
+            kept: Kept::default(),
+            looked: false,
+            manifest: None,
+        }
+    }
+
+    fn run(mut self, queue: &mut Receiver<Piece>, place: &mut Place) -> Result<Stored, Error> {
+        while let Ok(piece) = queue.recv() {
+            match piece {
+                Piece::Archive(oid) => self.archive(queue, place, oid)?,
+                Piece::Manifest => self.manifest = Some(manifest(queue)?),
+                _ => return Err(Error::Lacks("archive for its data")),
+            }
+        }
+        self.finish(place)
+    }
+
+    fn archive(&mut self, queue: &mut Receiver<Piece>, place: &mut Place, oid: Option<u32>) -> Result<(), Error> {
+        let Opened { mut sink, mut edit } = place.open(oid, self.packed, &self.shown)?;
+        let only_stored = self.packed.is_some() && self.algorithm.is_none() && sink.is_some() && edit.is_none();
+        let (raw, edited) = match (&mut sink, &mut edit) {
+            (Some(sink), Some(edit)) => (None, Some((edit, sink))),
+            (raw, _) => (raw.as_mut(), None),
+        };
+        let mut pieces = Pieces { queue, current: Bytes::new(), raw };
+        if only_stored {
+            while pieces.next()?.is_some() {}
+            return place.end(sink, edit, TarEnd::Terminated);
+        }
+        let mut looking = Looking {
+            pass: ArchivePass::new(oid, self.algorithm.unwrap_or(ManifestAlgorithm::None)),
+            oid,
+            comparison: &mut self.comparison,
+            kept: &mut self.kept,
+            shown: &self.shown,
+            edited,
+        };
+        match self.packed {
+            None => {
+                while let Some(bytes) = pieces.next()? {
+                    looking.take(&bytes, place)?;
+                }
+            }
+            Some(method) => {
+                let mut buffer = vec![0; DECODED];
+                let mut decoder = reader(method.codec(), pieces).map_err(cannot_decode)?;
+                while let Some(bytes) = filled(&mut decoder, &mut buffer)? {
+                    looking.take(bytes, place)?;
+                }
+            }
+        }
+        let end = looking.pass.finish()?;
+        self.looked = true;
+        place.end(sink, edit, end)
+    }
+
+    fn finish(self, place: &mut Place) -> Result<Stored, Error> {
+        if self.manifest.is_none() && self.manifest_comes {
+            return Err(Error::Lacks("manifest"));
+        }
+        let mut compared = None;
+        let manifest = self.manifest.map(|bytes| Ok::<_, Error>((Manifest::parse(&bytes)?, bytes))).transpose()?;
+        if let (Some((manifest, _)), Some(_)) = (&manifest, self.algorithm) {
+            compared = Some(self.comparison.check(manifest).map_err(|differences| {
+                let more = differences.len().saturating_sub(1);
+                let first = differences.into_iter().next();
+                first.map_or(Error::Lacks("file"), |first| Error::Differs { first, more })
+            })?);
+        }
+        let inside = if self.looked {
+            let label = BackupLabel::parse(&self.kept.label.ok_or(Error::Lacks("backup_label"))?)?;
+            Some((label, ControlFile::parse(&self.kept.control.ok_or(Error::Lacks("pg_control"))?)?))
+        } else {
+            None
+        };
+        let manifest = manifest.map(|(parsed, bytes)| (bytes, parsed));
+        place.close(manifest.as_ref().map(|(bytes, _)| bytes.as_slice()))?;
+        Ok(Stored { manifest, compared, inside })
+    }
+}
+
+/// The manifest whole.
+fn manifest(queue: &Receiver<Piece>) -> Result<Vec<u8>, Error> {
+    let mut content = Vec::new();
+    loop {
+        match queue.recv() {
+            Ok(Piece::ManifestData(bytes)) if content.len() + bytes.len() <= Manifest::MAX_BYTES => {
+                content.extend_from_slice(&bytes);
+            }
+            Ok(Piece::ManifestData(_)) => return Err(Error::Contradiction("its manifest has no end".into())),
+            Ok(Piece::ManifestEnd) => return Ok(content),
+            _ => return Err(Error::Lacks("end of the manifest")),
+        }
+    }
+}
+
+/// The bytes of one archive as they come, which may be stored on the way.
+struct Pieces<'a> {
+    queue: &'a mut Receiver<Piece>,
+    current: Bytes,
+    raw: Option<&'a mut Sink>,
+}
+
+impl Pieces<'_> {
+    /// The next piece, never empty; `None` at the archive's end.
+    fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            match self.queue.recv() {
+                Ok(Piece::Data(bytes)) if bytes.is_empty() => {}
+                Ok(Piece::Data(bytes)) => {
+                    if let Some(sink) = &mut self.raw {
+                        sink.write_all(&bytes).map_err(cannot_write)?;
+                    }
+                    return Ok(Some(bytes));
+                }
+                Ok(Piece::ArchiveEnd) => return Ok(None),
+                _ => return Err(Error::Lacks("end of an archive")),
+            }
+        }
+    }
+}
+
+impl Read for Pieces<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.current.is_empty() {
+            match self.next().map_err(io::Error::other)? {
+                Some(bytes) => self.current = bytes,
+                None => return Ok(0),
+            }
+        }
+        let count = into.len().min(self.current.len());
+        self.current.split_to(count).copy_to_slice(into.get_mut(..count).unwrap_or_default());
+        Ok(count)
+    }
+}
+
+/// What was decoded next; `None` at the end.
+fn filled<'b>(decoder: &mut impl Read, buffer: &'b mut [u8]) -> Result<Option<&'b [u8]>, Error> {
+    let count = decoder.read(buffer).map_err(cannot_decode)?;
+    Ok(buffer.get(..count).filter(|bytes| !bytes.is_empty()))
+}
+
+/// An error of ours is inside the one that [`Read`] has.
+fn cannot_decode(e: io::Error) -> Error {
+    e.downcast::<Error>().unwrap_or_else(Error::Decode)
+}

@@ -1,0 +1,330 @@
+//! A data directory that is filled from what the archives of a base backup hold, so that a server can
+//! be started on it, and not before all of it is durable: `global/pg_control`, without which no
+//! server starts, gets its name last.
+//!
+//! Nothing is written through or over what is there: every file is made anew, in directories that
+//! were made here or were found empty, and a name that leads elsewhere is refused.
+
+mod places;
+mod sync;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+pub use places::{Owner, Places, TablespacePlace};
+pub use sync::SyncMethod;
+
+use crate::disk::{Disk, DiskError, File, Trouble, read_bounded};
+use crate::image::{BadPath, Member, MemberKind, MemberPath, TarEvent};
+use places::Made;
+
+/// Without it no server starts (`ReadControlFile`).
+const CONTROL: &str = "global/pg_control";
+/// What it is called until all else is durable.
+const UNFINISHED: &str = "global/pg_control.unfinished";
+const VERSION: &[u8] = b"PG_VERSION";
+const WAL: &str = "pg_wal";
+const TABLESPACES: &str = "pg_tblspc";
+
+/// Longer than any file that is read back here.
+const MAX_CONTENT: u64 = 16 << 20;
+
+/// A data directory could not be laid down.
+#[derive(Debug, Error)]
+pub enum DataDirError {
+    /// There is something at a place that must be free.
+    #[error("{} exists and is not an empty directory", .0.display())]
+    NotEmpty(PathBuf),
+    /// A link that is none of a tablespace.
+    #[error("the backup holds a symbolic link named \"{0}\", which is none of a tablespace")]
+    Link(String),
+    /// A name that is ours while the directory is unfinished.
+    #[error("the backup holds a file named \"{0}\", which no server makes")]
+    Reserved(MemberPath),
+    /// An archive of a tablespace that has no place.
+    #[error("the backup holds tablespace {0}, which it did not announce")]
+    Tablespace(u32),
+    /// A name is too long.
+    #[error(transparent)]
+    Name(#[from] BadPath),
+    /// A file is longer than any that a server writes under its name.
+    #[error("{} is too long to be a configuration file", .0.display())]
+    TooLong(PathBuf),
+    /// Without it there is no data directory.
+    #[error("the backup has no \"{CONTROL}\"")]
+    NoControl,
+    /// The file system did not do what it was asked.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+/// A data directory that is being filled. Until [`DataDir::finish`] has returned no server starts on
+/// it. It stays where it is when this is dropped; [`DataDir::discard`] removes it.
+#[derive(Debug)]
+pub struct DataDir {
+    disk: Arc<dyn Disk>,
+    places: Places,
+    made: Made,
+    /// Directories that are there, with the mode they are to get, where a member of the backup says so.
+    dirs: HashMap<PathBuf, Option<u32>>,
+    open: Option<Open>,
+    done: u64,
+    group: bool,
+    control: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    file: Box<dyn File>,
+    path: PathBuf,
+    mode: u32,
+    at: u64,
+}
+
+impl DataDir {
+    /// Makes the places, or makes sure that they are empty. If that fails, what was made is removed.
+    ///
+    /// # Errors
+    /// When a place is in use or cannot be made.
+    pub fn make(disk: Arc<dyn Disk>, places: Places) -> Result<Self, DataDirError> {
+        let made = Made::make(&*disk, &places)?;
+        let mut dirs: HashMap<_, _> = places.all().map(|place| (place.to_owned(), None)).collect();
+        if let Some(wal) = &places.wal {
+            let link = places.data.join(WAL);
+            if let Err(e) = disk.symlink(wal, &link) {
+                let _ = made.remove(&*disk);
+                return Err(e.into());
+            }
+            // Whoever makes pg_wal finds it there.
+            dirs.insert(link, None);
+        }
+        Ok(Self { disk, places, made, dirs, open: None, done: 0, group: false, control: false })
+    }
+
+    /// Takes the next of an archive: of a tablespace, or of the data directory. Bytes of files so far.
+    ///
+    /// # Errors
+    /// When it cannot be laid down. The directory is to be discarded then.
+    pub fn take(&mut self, tablespace: Option<u32>, event: &TarEvent<'_>) -> Result<u64, DataDirError> {
+        match event {
+            TarEvent::Member(member) => self.begin(tablespace, member)?,
+            TarEvent::Data(data) => {
+                if let Some(open) = &mut self.open {
+                    open.file.write_at(open.at, data)?;
+                    open.at += data.len() as u64;
+                    self.done += data.len() as u64;
+                }
+            }
+            TarEvent::MemberEnd => {
+                if let Some(open) = self.open.take() {
+                    drop(open.file);
+                    self.disk.set_access(&open.path, open.mode, self.owner())?;
+                }
+            }
+        }
+        Ok(self.done)
+    }
+
+    fn begin(&mut self, tablespace: Option<u32>, member: &Member) -> Result<(), DataDirError> {
+        let path = self.path_of(tablespace, &member.path)?;
+        let mode = member.mode & 0o777;
+        match &member.kind {
+            MemberKind::Directory => self.directory(&path, Some(mode)),
+            MemberKind::File { .. } => {
+                if tablespace.is_none() && member.path.as_bytes() == VERSION {
+                    // The data directory itself is no member; its files tell whether the group may read.
+                    self.group = mode & 0o040 != 0;
+                }
+                if let Some(parent) = path.parent() {
+                    self.directory(parent, None)?;
+                }
+                let file = self.disk.create(&path, 0o600)?;
+                self.open = Some(Open { file, path, mode, at: 0 });
+                Ok(())
+            }
+            // Servers send these instead of a tablespace_map if they are not asked for one.
+            MemberKind::Symlink { .. } if tablespace.is_none() && self.is_tablespace_link(&member.path) => Ok(()),
+            MemberKind::Symlink { .. } => Err(DataDirError::Link(member.path.to_string())),
+        }
+    }
+
+    fn path_of(&mut self, tablespace: Option<u32>, path: &MemberPath) -> Result<PathBuf, DataDirError> {
+        let data = &self.places.data;
+        let Some(oid) = tablespace else {
+            return match (path.as_str(), &self.places.wal) {
+                (Some(UNFINISHED), _) => Err(DataDirError::Reserved(path.clone())),
+                (Some(CONTROL), _) => {
+                    self.control = true;
+                    Ok(data.join(UNFINISHED))
+                }
+                (_, Some(wal)) if path.as_path().starts_with(WAL) => {
+                    let below = path.as_path().strip_prefix(WAL).unwrap_or(path.as_path());
+                    Ok(if below.as_os_str().is_empty() { wal.clone() } else { wal.join(below) })
+                }
+                _ => Ok(data.join(path.as_path())),
+            };
+        };
+        match &self.places.tablespace(oid).ok_or(DataDirError::Tablespace(oid))?.path {
+            Some(place) => Ok(place.join(path.as_path())),
+            None => Ok(data.join(path.in_tablespace(oid)?.as_path())),
+        }
+    }
+
+    fn is_tablespace_link(&self, path: &MemberPath) -> bool {
+        let named = |oid: u32| path.as_bytes() == format!("{TABLESPACES}/{oid}").as_bytes();
+        self.places.tablespaces.iter().any(|tablespace| named(tablespace.oid))
+    }
+
+    /// Makes a directory, and those above it that are missing.
+    fn directory(&mut self, path: &Path, mode: Option<u32>) -> Result<(), DataDirError> {
+        if let Some(known) = self.dirs.get_mut(path) {
+            *known = mode.or(*known);
+            return Ok(());
+        }
+        if let Some(parent) = path.parent() {
+            self.directory(parent, None)?;
+        }
+        let _made = self.disk.make_dir(path, 0o700)?;
+        self.dirs.insert(path.to_owned(), mode);
+        Ok(())
+    }
+
+    /// The directory of the WAL, made if it is not there yet, for whoever writes WAL while the
+    /// archives come. What is put there must be durable, and have its owner, by itself.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn wal_dir(&mut self) -> Result<PathBuf, DataDirError> {
+        let dir = self.places.wal.clone().unwrap_or_else(|| self.places.data.join(WAL));
+        self.directory(&dir, None)?;
+        Ok(dir)
+    }
+
+    /// Makes a file of the data directory with a content of ours.
+    ///
+    /// # Errors
+    /// When there is one of that name, or it cannot be made.
+    pub fn put(&mut self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
+        let path = self.places.data.join(name);
+        let mut file = self.disk.create(&path, 0o600)?;
+        file.write_at(0, content)?;
+        drop(file);
+        self.disk.set_access(&path, if self.group { 0o640 } else { 0o600 }, self.owner())?;
+        Ok(())
+    }
+
+    /// The same in the place of one that may be there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn replace(&mut self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
+        self.remove(name)?;
+        self.put(name, content)
+    }
+
+    /// Writes a file of the data directory anew with more at its end.
+    ///
+    /// # Errors
+    /// When it is too long, or cannot be made.
+    pub fn append(&mut self, name: &str, more: &[u8]) -> Result<(), DataDirError> {
+        let mut content = self.content(name)?;
+        content.extend_from_slice(more);
+        self.replace(name, &content)
+    }
+
+    /// Removes a file of the data directory, if it is there.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&mut self, name: &str) -> Result<(), DataDirError> {
+        match self.disk.remove(&self.places.data.join(name)) {
+            Err(e) if e.trouble() != Trouble::Missing => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A file of the data directory that has been laid down; nothing if it was not in the backup.
+    ///
+    /// # Errors
+    /// When it is longer than a configuration can be, or cannot be read.
+    pub fn content(&mut self, name: &str) -> Result<Vec<u8>, DataDirError> {
+        let path = self.places.data.join(name);
+        match read_bounded(&*self.disk, &path, MAX_CONTENT)? {
+            None => Ok(Vec::new()),
+            Some(Ok(content)) => Ok(content),
+            Some(Err(_)) => Err(DataDirError::TooLong(path)),
+        }
+    }
+
+    /// Makes the links in `pg_tblspc` to the tablespaces that lie outside.
+    ///
+    /// # Errors
+    /// When one cannot be made.
+    pub fn link_tablespaces(&mut self) -> Result<(), DataDirError> {
+        let links = self.places.data.join(TABLESPACES);
+        for TablespacePlace { oid, path } in self.places.tablespaces.clone() {
+            if let Some(path) = path {
+                self.directory(&links, None)?;
+                self.disk.symlink(&path, &links.join(oid.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives everything its owner and mode, makes all of it durable, and then `pg_control` its name. A
+    /// server can be started when this has returned, and not before.
+    ///
+    /// # Errors
+    /// When any of it cannot be done. The directory is to be discarded then.
+    pub fn finish(&mut self, method: SyncMethod) -> Result<(), DataDirError> {
+        if !self.control {
+            return Err(DataDirError::NoControl);
+        }
+        self.give_access()?;
+        for place in self.places.all() {
+            method.sync(&*self.disk, place)?;
+        }
+        let (from, to) = (self.places.data.join(UNFINISHED), self.places.data.join(CONTROL));
+        self.disk.rename(&from, &to)?;
+        let _last = self.disk.sync_parent(&to)?;
+        Ok(())
+    }
+
+    /// Modes and owners of directories come last: one that may not be written to could not be filled.
+    fn give_access(&self) -> Result<(), DataDirError> {
+        let usual = if self.group { 0o750 } else { 0o700 };
+        let link = self.places.wal.as_ref().map(|_| self.places.data.join(WAL));
+        let mut dirs: Vec<_> = self.dirs.iter().filter(|(path, _)| Some(*path) != link.as_ref()).collect();
+        // Those below first, for the same reason.
+        dirs.sort_unstable_by(|a, b| b.cmp(a));
+        for (path, mode) in dirs {
+            self.disk.set_access(path, mode.unwrap_or(usual), self.owner())?;
+        }
+        Ok(())
+    }
+
+    /// Removes what was made, and empties what was found empty.
+    ///
+    /// # Errors
+    /// When part of it is left. No server starts on that.
+    pub fn discard(self) -> Result<(), DiskError> {
+        drop(self.open);
+        // A power cut may bring back some of the names: not this one.
+        let control = self.places.data.join(CONTROL);
+        if self.disk.metadata(&control)?.is_some() {
+            self.disk.remove(&control)?;
+            let _gone = self.disk.sync_parent(&control)?;
+        }
+        self.made.remove(&*self.disk)
+    }
+
+    fn owner(&self) -> Option<(u32, u32)> {
+        self.places.owner.map(|owner| (owner.user, owner.group))
+    }
+}
+
+#[cfg(test)]
+mod tests;
