@@ -2,16 +2,18 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::archive::{ArchiveError, NotProven};
 use crate::connection::Error as SessionError;
+use crate::datadir::DataDirError;
 use crate::disk::DiskError;
 use crate::image::{ControlError, Difference, FeedError, LabelError, ManifestError, NameClash, PassError, TarError};
 use crate::protocol::{SlotName, SlotNameError};
 use crate::receive::ReceiveError;
-use crate::wal::Pos;
+use crate::wal::{Lsn, Pos};
 
 /// Why there is no base backup. What was made is removed, unless it was to be kept.
 #[derive(Debug, Error)]
@@ -31,6 +33,30 @@ pub enum BaseBackupError {
     /// There is something at a place that must be free.
     #[error("directory \"{}\" exists but is not empty", .0.display())]
     NotEmpty(PathBuf),
+    /// A data directory could not be laid down.
+    #[error(transparent)]
+    DataDir(DataDirError),
+    /// One place for the backup lies in another.
+    #[error("directory \"{}\" lies in \"{}\"", .inside.display(), .outside.display())]
+    Nested {
+        /// The one in the other.
+        inside: PathBuf,
+        /// The other.
+        outside: PathBuf,
+    },
+    /// The WAL did not come after the copy.
+    #[error("the WAL up to {wanted} did not come within {} s; it came up to {reached}", waited.as_secs())]
+    WalBehind {
+        /// What is needed.
+        wanted: Lsn,
+        /// Exclusive end of what came.
+        reached: Lsn,
+        /// How long nothing came.
+        waited: Duration,
+    },
+    /// The WAL that came with the files ends too early, or is damaged.
+    #[error("the WAL that came with the backup is not whole: {0}")]
+    Fetched(String),
     /// Standard output takes one archive.
     #[error("only a data directory without tablespaces can be written to standard output; there are {0} tablespaces")]
     Tablespaces(usize),
@@ -131,6 +157,16 @@ impl BaseBackupError {
     /// to be looked into.
     pub const fn is_about_checksums(&self) -> bool {
         matches!(self, Self::Session(SessionError::Checksums(_)))
+    }
+}
+
+impl From<DataDirError> for BaseBackupError {
+    fn from(e: DataDirError) -> Self {
+        match e {
+            DataDirError::NotEmpty(path) => Self::NotEmpty(path),
+            DataDirError::Disk(e) => Self::Disk(e),
+            other => Self::DataDir(other),
+        }
     }
 }
 

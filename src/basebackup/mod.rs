@@ -5,11 +5,14 @@
 //! comes with them, or from a second connection; whoever asks for neither has no backup yet.
 
 mod error;
+mod fetched;
 mod place;
 mod run;
 mod store;
+mod wal;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::connection::Conninfo;
 use crate::image::Compared;
@@ -37,6 +40,9 @@ pub struct Options {
     pub destination: Destination,
     /// The WAL that it needs.
     pub wal: WalMethod,
+    /// Longest time between two statuses that are sent to the server while WAL is streamed; `None`: only
+    /// when it asks.
+    pub status_interval: Option<Duration>,
     /// What the server compresses with, in its own words.
     pub server_compression: Option<ServerCompression>,
     /// The manifest to ask for; without one nothing can be compared.
@@ -148,6 +154,10 @@ pub enum Event {
     Syncing,
     /// The manifest gets its name, which says that the backup is whole.
     NamingManifest,
+    /// It has failed, and the slot that was made for it is dropped.
+    DroppingSlot(SlotName),
+    /// The slot could not be dropped, and keeps WAL.
+    SlotLeft(SlotName),
     /// It has failed, and this directory is removed.
     Removing(PathBuf),
     /// It has failed, and this directory, which was there, is emptied.

@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use super::BaseBackupError as Error;
 use super::store::Shown;
-use super::{Event, Sync};
+use super::wal::ReceivedWal;
 use crate::codec::{ClientCompression, Codec, Encoder, Method};
+use crate::datadir::{DataDir, SyncMethod};
 use crate::disk::{Access, Disk, DiskError, EntryKind, File, Trouble};
 use crate::image::{Added, TarEdit, TarEnd, TarEvent};
+use crate::protocol::SlotName;
 
 /// How much gathers before it is written.
 const WRITE: usize = 1 << 20;
@@ -22,6 +24,8 @@ const MANIFEST: &str = "backup_manifest";
 const UNFINISHED_MANIFEST: &str = "backup_manifest.tmp";
 const AUTO_CONF: &str = "postgresql.auto.conf";
 const STANDBY: &str = "standby.signal";
+/// Where WAL is received before it is packed.
+const UNFINISHED_WAL: &str = "pg_wal.unfinished";
 
 /// Where an archive goes that is stored as one.
 pub(super) type Sink = Encoder<Box<dyn Write + Send>>;
@@ -29,6 +33,7 @@ pub(super) type Sink = Encoder<Box<dyn Write + Send>>;
 /// Where the archives go.
 #[derive(Debug)]
 pub(super) enum Place {
+    Plain(Box<Plain>),
     Tar(TarFiles),
     Output(Output),
 }
@@ -60,6 +65,15 @@ impl Ours {
     const fn file<'a>(self, name: &'a str, content: &'a [u8]) -> Added<'a> {
         Added { name, content, mode: self.mode, mtime: self.mtime }
     }
+}
+
+/// A data directory.
+#[derive(Debug)]
+pub(super) struct Plain {
+    pub(super) data: DataDir,
+    /// As it was named, for whoever shows it.
+    pub(super) directory: PathBuf,
+    pub(super) recovery: Option<Recovery>,
 }
 
 /// One tar file for each archive.
@@ -95,16 +109,20 @@ impl Place {
     /// An archive begins, which the server may have compressed.
     pub(super) fn open(&mut self, oid: Option<u32>, packed: Option<Method>, shown: &Shown) -> Result<Opened, Error> {
         match self {
+            Self::Plain(_) => Ok(Opened::default()),
             Self::Tar(tar) => tar.open(oid, packed, shown),
             Self::Output(output) => output.open(packed),
         }
     }
 
     /// What is in it.
-    pub(super) fn take(&mut self, _oid: Option<u32>, _event: &TarEvent<'_>, _shown: &Shown) -> Result<(), Error> {
-        match self {
-            Self::Tar(_) | Self::Output(_) => Ok(()),
+    pub(super) fn take(&mut self, oid: Option<u32>, event: &TarEvent<'_>, shown: &Shown) -> Result<(), Error> {
+        let Self::Plain(plain) = self else { return Ok(()) };
+        if let TarEvent::Member(member) = event {
+            shown.set(plain.directory.join(member.path.as_path()));
         }
+        plain.data.take(oid, event)?;
+        Ok(())
     }
 
     /// An archive has ended.
@@ -115,11 +133,11 @@ impl Place {
                 output.open = Some(Box::new((sink, edit)));
                 Ok(())
             }
-            (Self::Tar(tar), Some(edit)) => {
-                finish_edit(edit, &mut sink, &[tar.ours.file(STANDBY, b"")])?;
+            (Self::Tar(TarFiles { ours, .. }), Some(edit)) => {
+                finish_edit(edit, &mut sink, &[ours.file(STANDBY, b"")])?;
                 finish(sink)
             }
-            (_, None) => {
+            _ => {
                 if end == TarEnd::Open {
                     sink.write_all(&TAR_END).map_err(cannot_write)?;
                 }
@@ -131,21 +149,37 @@ impl Place {
     /// All archives have ended, and are as the manifest says.
     pub(super) fn close(&mut self, manifest: Option<&[u8]>) -> Result<(), Error> {
         match self {
+            Self::Plain(plain) => plain.close(manifest),
             Self::Tar(tar) => tar.close(manifest),
             Self::Output(output) => output.close(manifest),
         }
     }
 
-    /// Removes what was made, and empties what was found empty.
-    pub(super) fn discard(self, tell: &mut impl FnMut(Event)) -> Result<(), DiskError> {
+    /// A directory for the WAL that comes meanwhile.
+    pub(super) fn wal_dir(&mut self) -> Result<PathBuf, Error> {
         match self {
+            Self::Plain(plain) => Ok(plain.data.wal_dir()?),
+            Self::Tar(tar) => tar.wal_dir(),
+            Self::Output(_) => Err(Error::Conflict("WAL cannot be streamed to standard output")),
+        }
+    }
+
+    /// The WAL has come, and is whole: gives it the form that it is to have.
+    pub(super) fn take_wal(&mut self, wal: &ReceivedWal) -> Result<(), Error> {
+        match self {
+            Self::Plain(plain) => plain.take_wal(wal),
+            Self::Tar(tar) => tar.pack_wal(wal),
             Self::Output(_) => Ok(()),
-            Self::Tar(tar) if tar.made => {
-                tell(Event::Removing(tar.directory.clone()));
-                tar.disk.remove_tree(&tar.directory)
-            }
+        }
+    }
+
+    /// Removes what was made, and empties what was found empty.
+    pub(super) fn discard(self) -> Result<(), DiskError> {
+        match self {
+            Self::Plain(plain) => plain.data.discard(),
+            Self::Output(_) => Ok(()),
+            Self::Tar(tar) if tar.made => tar.disk.remove_tree(&tar.directory),
             Self::Tar(tar) => {
-                tell(Event::Emptying(tar.directory.clone()));
                 for entry in tar.disk.list(&tar.directory)? {
                     let inside = tar.directory.join(&entry.name);
                     match entry.kind {
@@ -158,27 +192,55 @@ impl Place {
         }
     }
 
-    /// Makes all of it durable, and then gives the manifest its name.
-    pub(super) fn finish(&mut self, sync: Sync, manifest: bool, naming: &mut impl FnMut()) -> Result<(), Error> {
+    /// Makes all of it durable.
+    pub(super) fn finish(&mut self, sync: SyncMethod) -> Result<(), Error> {
         match self {
             Self::Output(_) => Ok(()),
-            Self::Tar(tar) => {
-                sync_place(&*tar.disk, &tar.directory, sync)?;
-                if manifest {
-                    naming();
-                    name_manifest(&*tar.disk, &tar.directory)?;
-                }
-                Ok(())
-            }
+            Self::Plain(plain) => Ok(plain.data.finish(sync)?),
+            Self::Tar(tar) => Ok(sync.sync(&*tar.disk, &tar.directory)?),
         }
+    }
+
+    /// Gives the manifest its name, when all else is durable; durable on return.
+    pub(super) fn name_manifest(&mut self) -> Result<(), Error> {
+        let (disk, directory) = match self {
+            Self::Output(_) => return Ok(()),
+            Self::Plain(plain) => (plain.data.disk(), plain.data.path()),
+            Self::Tar(tar) => (&*tar.disk, tar.directory.as_path()),
+        };
+        let name = directory.join(MANIFEST);
+        disk.rename(&directory.join(UNFINISHED_MANIFEST), &name)?;
+        let _named = disk.sync_parent(&name)?;
+        Ok(())
     }
 }
 
-/// Gives the manifest its name. It is durable, as all else is.
-fn name_manifest(disk: &dyn Disk, directory: &Path) -> Result<(), DiskError> {
-    let name = directory.join(MANIFEST);
-    disk.rename(&directory.join(UNFINISHED_MANIFEST), &name)?;
-    disk.sync_parent(&name).map(drop)
+impl Plain {
+    fn close(&mut self, manifest: Option<&[u8]>) -> Result<(), Error> {
+        self.data.link_tablespaces()?;
+        if let Some(recovery) = &self.recovery {
+            self.data.append(AUTO_CONF, &recovery.lines)?;
+            self.data.replace(STANDBY, b"")?;
+        }
+        if let Some(content) = manifest {
+            self.data.put(UNFINISHED_MANIFEST, content)?;
+        }
+        Ok(())
+    }
+
+    /// Segments under their final names; complete ones, and histories, are marked as archived: a server that
+    /// is started here would archive them again (`mark_file_as_archived` in `receivelog.c`).
+    fn take_wal(&mut self, wal: &ReceivedWal) -> Result<(), Error> {
+        let disk = self.data.disk();
+        if let Some(open) = &wal.open {
+            let name = wal.dir.join(open);
+            disk.rename(&wal.dir.join(format!("{open}.partial")), &name)?;
+        }
+        for name in wal.complete.iter().chain(&wal.histories) {
+            self.data.put_in(Path::new("pg_wal/archive_status"), &format!("{name}.done"), b"")?;
+        }
+        Ok(())
+    }
 }
 
 impl TarFiles {
@@ -218,6 +280,48 @@ impl TarFiles {
         Ok(Opened { sink: Some(sink), edit: recovery.map(Recovery::edit) })
     }
 
+    fn wal_dir(&self) -> Result<PathBuf, Error> {
+        let dir = self.directory.join(UNFINISHED_WAL);
+        let _made = self.disk.make_dir(&dir, 0o700)?;
+        Ok(dir)
+    }
+
+    /// Packs the WAL, and removes each file when it is in.
+    fn pack_wal(&self, wal: &ReceivedWal) -> Result<(), Error> {
+        // As pg_basebackup does it: gzip alone is used for the WAL, too.
+        let compression = self.compression.filter(|compression| compression.codec() == Codec::Gzip);
+        let suffix = compression.map_or("", |compression| compression.codec().suffix());
+        let mut sink = self.create(&self.directory.join(format!("pg_wal.tar{suffix}")), compression)?;
+        let mut tar = TarEdit::new();
+        let mut pack = |name: &str, kept: &str| {
+            let path = wal.dir.join(kept);
+            let file = self.disk.open(&path, Access::Read)?;
+            let mut out = |part: &[u8]| sink.write_all(part).map_err(cannot_write);
+            let size = file.size()?;
+            tar.add(name, size, self.ours.mode, self.ours.mtime, &mut out).map_err(Error::edited)?;
+            let mut buffer = vec![0; WRITE];
+            let mut at = 0;
+            while at < size {
+                let count = file.read_at(at, &mut buffer)?;
+                out(buffer.get(..count).filter(|read| !read.is_empty()).ok_or(Error::Lacks("WAL"))?)?;
+                at += count as u64;
+            }
+            tar.pad(size, &mut out)?;
+            drop(file);
+            self.disk.remove(&path)?;
+            Ok::<_, Error>(())
+        };
+        for name in wal.complete.iter().chain(&wal.histories) {
+            pack(name, name)?;
+        }
+        if let Some(open) = &wal.open {
+            pack(open, &format!("{open}.partial"))?;
+        }
+        finish_edit(tar, &mut sink, &[])?;
+        finish(sink)?;
+        Ok(self.disk.remove_tree(&wal.dir)?)
+    }
+
     fn create(&self, path: &Path, compression: Option<ClientCompression>) -> Result<Sink, Error> {
         let file: Box<dyn Write + Send> = Box::new(Gathering::new(self.disk.create(path, self.ours.mode)?));
         Encoder::new(file, compression).map_err(cannot_write)
@@ -233,6 +337,17 @@ impl TarFiles {
 }
 
 impl Recovery {
+    /// Follows the server that `conninfo` leads to, by this slot if there is one.
+    pub(super) fn new(conninfo: &str, slot: Option<&SlotName>) -> Self {
+        // In the configuration file's quotes.
+        let quoted = conninfo.replace('\\', "\\\\").replace('\'', "''");
+        let mut lines = format!("primary_conninfo = '{quoted}'\n");
+        if let Some(slot) = slot {
+            lines += &format!("primary_slot_name = '{slot}'\n");
+        }
+        Self { lines: lines.into_bytes() }
+    }
+
     fn edit(&self) -> TarEdit {
         TarEdit::new().append(AUTO_CONF, self.lines.clone()).omit(STANDBY)
     }
@@ -268,25 +383,6 @@ fn finish_edit(edit: TarEdit, sink: &mut Sink, added: &[Added<'_>]) -> Result<()
 
 fn finish(sink: Sink) -> Result<(), Error> {
     sink.finish().and_then(|mut out| out.flush()).map_err(cannot_write)
-}
-
-/// Makes all in a directory durable.
-fn sync_place(disk: &dyn Disk, dir: &Path, sync: Sync) -> Result<(), DiskError> {
-    match sync {
-        Sync::None => Ok(()),
-        Sync::Syncfs => disk.sync_filesystem(dir).map(drop),
-        Sync::Fsync => {
-            for entry in disk.list(dir)? {
-                let path = dir.join(&entry.name);
-                match entry.kind {
-                    EntryKind::File => drop(disk.open(&path, Access::Read)?.sync()?),
-                    EntryKind::Directory => sync_place(disk, &path, sync)?,
-                    EntryKind::Other => {}
-                }
-            }
-            disk.sync_dir(dir).map(drop)
-        }
-    }
 }
 
 /// A new file that is written in large pieces.

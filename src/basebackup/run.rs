@@ -1,23 +1,33 @@
 //! A base backup, step by step.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::place::{Ours, Output, Place, TarFiles};
+use super::fetched::Fetched;
+use super::place::{Ours, Output, Place, Plain, Recovery, TarFiles};
 use super::store::{Piece, Stored, Storing, Task};
-use super::{BaseBackupError as Error, Destination, Done, Event, Options, Progress, Sync, WalMethod};
-use crate::connection::{BackupStarted, Session};
-use crate::disk::{Disk, EntryKind, Real};
-use crate::image::agreement;
-use crate::protocol::{BackupEvent, BaseBackup, TablespaceRow};
+use super::wal::Wal;
+use super::{BaseBackupError as Error, Destination, Done, Event, Options, Progress, StreamSlot, Sync, WalMethod};
+use crate::archive::EndOfBackup;
+use crate::connection::{BackupStarted, Purpose, Session, SlotAnswer};
+use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace};
+use crate::disk::{Disk, DiskError, EntryKind, Real};
+use crate::image::{BackupSource, agreement};
+use crate::protocol::{BackupEvent, BaseBackup, Condition, Retention, SlotKind, SlotName, SlotState, TablespaceRow};
 use crate::receive::Upstream;
-use crate::wal::Pos;
+use crate::wal::{Pos, SegmentSize};
 
 /// How often it is told how far the copy is.
 const TELL: Duration = Duration::from_millis(200);
+
+/// How long dropping a slot may take when the backup has failed.
+const DROP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Makes a base backup.
 ///
@@ -40,13 +50,24 @@ pub async fn basebackup(
         disk,
         file_mode: upstream.file_mode,
         system_id: upstream.system_id,
+        segment_size: upstream.segment_size,
+        standby: upstream.standby == Some(true),
         session: upstream.session,
+        found: Vec::new(),
+        slot: None,
         place: None,
+        wal: None,
     };
-    match run.backup(tell).await {
-        Err(error) if options.clean && !error.is_about_checksums() => Err(run.remove(error, tell)),
-        outcome => outcome,
+    let outcome = run.backup(tell).await;
+    let Err(error) = outcome else { return outcome };
+    if let Some(wal) = run.wal.take() {
+        wal.close().await;
     }
+    if !options.clean {
+        return Err(error);
+    }
+    run.drop_slot(tell).await;
+    if error.is_about_checksums() { Err(error) } else { Err(run.remove(error, tell)) }
 }
 
 struct Run<'a> {
@@ -55,50 +76,115 @@ struct Run<'a> {
     disk: Arc<dyn Disk>,
     file_mode: u32,
     system_id: u64,
+    segment_size: SegmentSize,
+    standby: bool,
     session: Session,
+    /// The directories that are named, and whether they were there.
+    found: Vec<(PathBuf, bool)>,
+    /// One that was made to stay.
+    slot: Option<SlotName>,
     /// Unless it is with the thread that fills it.
     place: Option<Place>,
+    wal: Option<Wal>,
 }
 
 impl Run<'_> {
     async fn backup(&mut self, tell: &mut impl FnMut(Event)) -> Result<Done, Error> {
         self.check()?;
+        // Before the checkpoint: no WAL from the backup's start on can be removed unread.
+        self.make_slot(tell).await?;
         tell(Event::WaitingForCheckpoint);
         let command = self.command();
-        let started = unless_stopped(self.stop, self.session.base_backup(&command)).await??;
-        let BackupStarted { start, tablespaces } = &started;
+        let BackupStarted { start, tablespaces } =
+            unless_stopped(self.stop, self.session.base_backup(&command)).await??;
         let estimate = tablespaces.iter().try_fold(0_u64, |sum, row| Some(sum.saturating_add(row.size_kb?)));
         let estimate = estimate.map(|kb| kb.saturating_mul(1024));
-        tell(Event::Started { start: *start, archives: tablespaces.len(), estimate });
-        let Some(place) = self.make_place(tablespaces)? else {
+        tell(Event::Started { start, archives: tablespaces.len(), estimate });
+        let Some(place) = self.make_place(&tablespaces)? else {
             let stop = self.pump(None, tell).await?.ok_or(Error::Lacks("stop position"))?;
-            return Ok(Done { start: *start, stop, compared: None, wal: false });
+            return Ok(Done { start, stop, compared: None, wal: false });
         };
-        let (stop, stored) = self.copy(place, tell).await?;
-        tell(Event::Stop(stop));
-        if stop.tli() != start.tli() {
-            return Err(Error::Promoted { from: *start, to: stop });
+        let place = self.place.insert(place);
+        if let WalMethod::Stream(_) = self.options.wal {
+            let (dir, disk) = (place.wal_dir()?, self.disk.clone());
+            let conninfo = self.options.conninfo.at(&self.session);
+            let wal = Wal::start(dir, disk, conninfo, self.options, self.system_id, start);
+            self.wal = Some(unless_stopped(self.stop, wal).await??);
+            tell(Event::Streaming);
         }
+        let (stop, stored) = self.copy(start, tell).await?;
+        tell(Event::Stop(stop));
+        self.complete(start, stop, stored, tell).await
+    }
+
+    /// All has been copied.
+    async fn complete(
+        &mut self,
+        start: Pos,
+        stop: Pos,
+        stored: Stored,
+        tell: &mut impl FnMut(Event),
+    ) -> Result<Done, Error> {
+        if stop.tli() != start.tli() {
+            return Err(Error::Promoted { from: start, to: stop });
+        }
+        let mut standby = self.standby;
         if let Some((label, control)) = &stored.inside {
             let manifest = stored.manifest.as_ref().map(|(_, parsed)| parsed);
-            agreement(self.system_id, *start, stop, label, control, manifest).map_err(Error::Contradiction)?;
+            agreement(self.system_id, start, stop, label, control, manifest).map_err(Error::Contradiction)?;
+            standby = label.source == BackupSource::Standby;
         }
-        tell(Event::Syncing);
-        let manifest = stored.manifest.is_some();
-        if let Some(place) = &mut self.place {
-            place.finish(self.options.sync, manifest, &mut || tell(Event::NamingManifest))?;
+        let end = if standby { EndOfBackup::Position } else { EndOfBackup::Record };
+        if let Some(fetched) = &stored.fetched {
+            fetched.check(stop, end)?;
         }
-        Ok(Done { start: *start, stop, compared: stored.compared, wal: false })
+        if let Some(wal) = self.wal.take() {
+            tell(Event::WaitingForWal);
+            let received = unless_stopped(self.stop, wal.complete(start, stop, end)).await??;
+            self.with_place(move |place| place.take_wal(&received)).await?;
+        }
+        if self.options.sync != Sync::None {
+            tell(Event::Syncing);
+        }
+        let method = if self.options.sync == Sync::Syncfs { SyncMethod::Syncfs } else { SyncMethod::Fsync };
+        self.with_place(move |place| place.finish(method)).await?;
+        if stored.manifest.is_some() {
+            tell(Event::NamingManifest);
+            self.with_place(Place::name_manifest).await?;
+        }
+        Ok(Done { start, stop, compared: stored.compared, wal: self.options.wal != WalMethod::None })
+    }
+
+    /// Does what may take a while in a thread.
+    async fn with_place(
+        &mut self,
+        work: impl FnOnce(&mut Place) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let Some(mut place) = self.place.take() else { return Err(Error::Conflict("there is no place")) };
+        let worked = spawn_blocking(move || {
+            let worked = work(&mut place);
+            (place, worked)
+        });
+        let (place, worked) = worked.await.map_err(|e| Error::Thread(io::Error::other(e)))?;
+        self.place = Some(place);
+        worked
     }
 
     /// What would fail later is found before the server makes its checkpoint.
-    fn check(&self) -> Result<(), Error> {
+    fn check(&mut self) -> Result<(), Error> {
         match &self.options.destination {
             Destination::Plain { directory, wal_directory, .. } => {
-                self.check_free(directory)?;
-                wal_directory.as_ref().map_or(Ok(()), |directory| self.check_free(directory))
+                for directory in [Some(directory), wal_directory.as_ref()].into_iter().flatten() {
+                    let found = self.is_there(directory)?;
+                    self.found.push((directory.clone(), found));
+                }
+                Ok(())
             }
-            Destination::Tar { directory, .. } => self.check_free(directory),
+            Destination::Tar { directory, .. } => {
+                let found = self.is_there(directory)?;
+                self.found.push((directory.clone(), found));
+                Ok(())
+            }
             Destination::StandardOutput { .. } | Destination::Server(_) => match self.options.wal {
                 WalMethod::Stream(_) => Err(Error::Conflict("WAL cannot be streamed to where this backup goes")),
                 WalMethod::None | WalMethod::Fetch => Ok(()),
@@ -106,11 +192,59 @@ impl Run<'_> {
         }
     }
 
-    fn check_free(&self, directory: &Path) -> Result<(), Error> {
+    /// Whether an empty directory is there.
+    fn is_there(&self, directory: &Path) -> Result<bool, Error> {
         match self.disk.metadata(directory)? {
-            None => Ok(()),
-            Some(meta) if meta.kind == EntryKind::Directory && self.disk.list(directory)?.is_empty() => Ok(()),
+            None => Ok(false),
+            Some(meta) if meta.kind == EntryKind::Directory && self.disk.list(directory)?.is_empty() => Ok(true),
             Some(_) => Err(Error::NotEmpty(directory.to_owned())),
+        }
+    }
+
+    async fn make_slot(&mut self, tell: &mut impl FnMut(Event)) -> Result<(), Error> {
+        let WalMethod::Stream(slot) = &self.options.wal else { return Ok(()) };
+        let (name, kind) = match slot {
+            StreamSlot::None => return Ok(()),
+            StreamSlot::Named { name, create: false } => {
+                // Before 15 it is asked for when the stream begins.
+                let answer = self.session.read_slot(name).await?;
+                let missing = answer == SlotAnswer::Known(SlotState::Missing);
+                return if missing { Err(Error::NoSlot(name.clone())) } else { Ok(()) };
+            }
+            StreamSlot::Named { name, create: true } => (name.clone(), SlotKind::Permanent),
+            StreamSlot::Temporary => {
+                let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_micros();
+                (format!("pg_basebackup_{}_{micros}", std::process::id()).parse()?, SlotKind::Temporary)
+            }
+        };
+        self.session.create_slot(&name, kind, Retention::Reserved).await?;
+        let temporary = kind == SlotKind::Temporary;
+        if !temporary {
+            self.slot = Some(name.clone());
+        }
+        tell(Event::SlotMade { name, temporary });
+        Ok(())
+    }
+
+    /// A slot that nobody uses would keep WAL for ever.
+    async fn drop_slot(&self, tell: &mut impl FnMut(Event)) {
+        let Some(name) = &self.slot else { return };
+        tell(Event::DroppingSlot(name.clone()));
+        let conninfo = self.options.conninfo.at(&self.session);
+        let dropping = async {
+            let session = Session::connect(&conninfo, Purpose::Replication, &self.options.application_name).await;
+            let Ok(mut session) = session else { return false };
+            loop {
+                match session.drop_slot(name).await {
+                    Ok(()) => return true,
+                    // The server has yet to notice that our stream is gone.
+                    Err(e) if e.condition() == Some(Condition::InUse) => tokio::time::sleep(TELL).await,
+                    Err(_) => return false,
+                }
+            }
+        };
+        if !timeout(DROP_LIMIT, dropping).await.unwrap_or(false) {
+            tell(Event::SlotLeft(name.clone()));
         }
     }
 
@@ -140,12 +274,16 @@ impl Run<'_> {
     fn make_place(&self, tablespaces: &[TablespaceRow]) -> Result<Option<Place>, Error> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let ours = Ours { mode: self.file_mode, mtime: now };
-        let disk = self.disk.clone();
+        let (disk, recovery) = (self.disk.clone(), self.recovery());
         Ok(match &self.options.destination {
-            Destination::Plain { .. } => return Err(Error::Conflict("not yet")),
+            Destination::Plain { directory, mappings, wal_directory } => {
+                let places = places(directory, wal_directory.as_deref(), mappings, tablespaces)?;
+                let (data, directory) = (DataDir::make(disk, places)?, directory.clone());
+                Some(Place::Plain(Box::new(Plain { data, directory, recovery })))
+            }
             Destination::Tar { directory, compression } => {
                 let (directory, compression) = (directory.clone(), *compression);
-                let tar = TarFiles { disk, directory, compression, recovery: None, ours, made: false };
+                let tar = TarFiles { disk, directory, compression, recovery, ours, made: false };
                 Some(Place::Tar(tar.make()?))
             }
             Destination::StandardOutput { compression } => {
@@ -153,19 +291,45 @@ impl Run<'_> {
                     return Err(Error::Tablespaces(tablespaces.len() - 1));
                 }
                 let (compression, manifest) = (*compression, self.options.manifest.is_some());
-                Some(Place::Output(Output { compression, recovery: None, ours, manifest, open: None }))
+                Some(Place::Output(Output { compression, recovery, ours, manifest, open: None }))
             }
             Destination::Server(_) => None,
         })
     }
 
-    /// The one pass over the data.
-    async fn copy(&mut self, place: Place, tell: &mut impl FnMut(Event)) -> Result<(Pos, Stored), Error> {
+    fn recovery(&self) -> Option<Recovery> {
+        let slot = match &self.options.wal {
+            WalMethod::Stream(StreamSlot::Named { name, .. }) => Some(name),
+            _ => None,
+        };
+        let conninfo = self.options.conninfo.for_a_standby(&self.session);
+        self.options.recovery.then(|| Recovery::new(&conninfo, slot))
+    }
+
+    /// The one pass over the data. If the WAL fails meanwhile, so does the backup.
+    async fn copy(&mut self, start: Pos, tell: &mut impl FnMut(Event)) -> Result<(Pos, Stored), Error> {
+        let Some(place) = self.place.take() else { return Err(Error::Conflict("there is no place")) };
         let manifest = self.options.manifest;
-        let algorithm = manifest.map(|asked| asked.algorithm).filter(|_| self.options.verify);
-        let packed = self.options.server_compression.as_ref().map(|compression| compression.method);
-        let storing = Storing::new(Task { place, packed, algorithm, manifest: manifest.is_some() })?;
-        let pumped = self.pump(Some(&storing), tell).await;
+        let storing = Storing::new(Task {
+            place,
+            packed: self.options.server_compression.as_ref().map(|compression| compression.method),
+            algorithm: manifest.map(|asked| asked.algorithm).filter(|_| self.options.verify),
+            manifest: manifest.is_some(),
+            fetched: (self.options.wal == WalMethod::Fetch)
+                .then(|| Fetched::new(start, self.segment_size, self.system_id)),
+        })?;
+        let mut wal = self.wal.take();
+        let pumped = {
+            let pump = self.pump(Some(&storing), tell);
+            match &mut wal {
+                None => pump.await,
+                Some(wal) => tokio::select! {
+                    pumped = pump => pumped,
+                    error = wal.failed() => Err(error),
+                },
+            }
+        };
+        self.wal = wal;
         // The thread must have ended before anybody removes what it writes.
         let (place, stored) = storing.finish().await;
         self.place = place;
@@ -230,11 +394,43 @@ impl Run<'_> {
 
     /// Removes what was made. The error is why.
     fn remove(&mut self, error: Error, tell: &mut impl FnMut(Event)) -> Error {
-        match self.place.take().map_or(Ok(()), |place| place.discard(tell)) {
+        let Some(place) = self.place.take() else { return error };
+        for (directory, found) in std::mem::take(&mut self.found) {
+            tell(if found { Event::Emptying(directory) } else { Event::Removing(directory) });
+        }
+        match place.discard() {
             Ok(()) => error,
             Err(left) => Error::LeftBehind { source: Box::new(error), left },
         }
     }
+}
+
+/// Where the data directory and the tablespaces go.
+fn places(
+    directory: &Path,
+    wal: Option<&Path>,
+    mappings: &[(PathBuf, PathBuf)],
+    tablespaces: &[TablespaceRow],
+) -> Result<Places, Error> {
+    let data = std::path::absolute(directory).map_err(|e| DiskError::new("find", directory, e))?;
+    let mut all = Vec::new();
+    for row in tablespaces {
+        let (Some(oid), Some(location)) = (row.oid, row.location.as_deref()) else { continue };
+        let location = Path::new(location);
+        // One that is not absolute lies in the data directory (`allow_in_place_tablespaces`).
+        let mapped = mappings.iter().find(|(old, _)| old.components().eq(location.components()));
+        let path = mapped.map_or(location, |(_, new)| new);
+        all.push(TablespacePlace { oid, path: location.is_absolute().then(|| path.to_owned()) });
+    }
+    let places = Places { data, wal: wal.map(Path::to_owned), tablespaces: all, owner: None };
+    let dirs: Vec<_> = places.all().collect();
+    for (at, inside) in dirs.iter().enumerate() {
+        let others = dirs.iter().enumerate().filter(|(other, _)| *other != at);
+        if let Some((_, outside)) = others.into_iter().find(|(_, outside)| inside.starts_with(outside)) {
+            return Err(Error::Nested { inside: inside.to_path_buf(), outside: outside.to_path_buf() });
+        }
+    }
+    Ok(places)
 }
 
 async fn unless_stopped<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Error> {

@@ -10,11 +10,12 @@ use std::thread::JoinHandle;
 use bytes::{Buf, Bytes};
 
 use super::BaseBackupError as Error;
+use super::fetched::Fetched;
 use super::place::{Opened, Place, Sink, cannot_write};
 use crate::codec::{Method, reader};
 use crate::image::{
-    ArchivePass, BackupLabel, Compared, Comparison, ControlFile, Manifest, ManifestAlgorithm, MemberKind, TarEdit,
-    TarEnd, TarEvent,
+    ArchivePass, BackupLabel, Compared, Comparison, ControlFile, Manifest, ManifestAlgorithm, MemberKind, MemberPath,
+    TarEdit, TarEnd, TarEvent,
 };
 
 /// Pieces of the stream that may wait for the thread.
@@ -48,6 +49,8 @@ pub(super) struct Task {
     pub(super) algorithm: Option<ManifestAlgorithm>,
     /// Whether a manifest comes.
     pub(super) manifest: bool,
+    /// Checks the WAL, if it comes with the data directory.
+    pub(super) fetched: Option<Fetched>,
 }
 
 /// The file that is being written, for whoever shows it.
@@ -78,6 +81,8 @@ pub(super) struct Stored {
     pub(super) compared: Option<Compared>,
     /// Unless nothing was looked into.
     pub(super) inside: Option<(BackupLabel, ControlFile)>,
+    /// The WAL that came with it, unless nothing was looked into.
+    pub(super) fetched: Option<Fetched>,
 }
 
 impl Storing {
@@ -86,8 +91,19 @@ impl Storing {
         let shown = Shown::default();
         let show = shown.clone();
         let work = move || {
-            let Task { mut place, packed, algorithm, manifest } = task;
-            let stored = Work::new(packed, algorithm, manifest, show).run(&mut queue, &mut place);
+            let Task { mut place, packed, algorithm, manifest, fetched } = task;
+            let work = Work {
+                packed,
+                algorithm,
+                manifest_comes: manifest,
+                shown: show,
+                comparison: Comparison::new(),
+                kept: Kept::default(),
+                fetched,
+                looked: false,
+                manifest: None,
+            };
+            let stored = work.run(&mut queue, &mut place);
             (place, stored)
         };
         let thread = std::thread::Builder::new().name("store".into()).spawn(work).map_err(Error::Thread)?;
@@ -125,6 +141,7 @@ struct Work {
     shown: Shown,
     comparison: Comparison,
     kept: Kept,
+    fetched: Option<Fetched>,
     /// Whether archives were looked into.
     looked: bool,
     manifest: Option<Vec<u8>>,
@@ -168,6 +185,7 @@ struct Looking<'a> {
     oid: Option<u32>,
     comparison: &'a mut Comparison,
     kept: &'a mut Kept,
+    fetched: &'a mut Option<Fetched>,
     shown: &'a Shown,
     /// Where it goes, if not as it came.
     edited: Option<(&'a mut TarEdit, &'a mut Sink)>,
@@ -175,10 +193,15 @@ struct Looking<'a> {
 
 impl Looking<'_> {
     fn take(&mut self, bytes: &[u8], place: &mut Place) -> Result<(), Error> {
-        let (oid, kept, shown) = (self.oid, &mut *self.kept, self.shown);
+        let (oid, kept, shown, fetched) = (self.oid, &mut *self.kept, self.shown, &mut *self.fetched);
         self.pass.feed(bytes, self.comparison, &mut |event| {
             if oid.is_none() {
                 kept.take(event);
+                match (fetched.as_mut(), event) {
+                    (Some(fetched), _) => fetched.take(event),
+                    (None, TarEvent::Member(member)) => refuse_unasked(&member.path)?,
+                    (None, _) => {}
+                }
             }
             place.take(oid, event, shown)
         })?;
@@ -189,24 +212,20 @@ impl Looking<'_> {
     }
 }
 
+/// WAL that was not asked for is in no manifest, and would be taken for what belongs to the backup.
+fn refuse_unasked(path: &MemberPath) -> Result<(), Error> {
+    let segment = path.as_bytes().strip_prefix(b"pg_wal/").filter(|name| name.len() == 24 && !name.contains(&b'/'));
+    match segment {
+        Some(_) => Err(Error::Contradiction(format!("it sent \"{path}\" without being asked for WAL"))),
+        None => Ok(()),
+    }
+}
+
 fn edit_into(edit: &mut TarEdit, sink: &mut Sink, bytes: &[u8]) -> Result<(), Error> {
     edit.feed(bytes, &mut |part| sink.write_all(part).map_err(cannot_write)).map_err(Error::edited)
 }
 
 impl Work {
-    fn new(packed: Option<Method>, algorithm: Option<ManifestAlgorithm>, manifest: bool, shown: Shown) -> Self {
-        Self {
-            packed,
-            algorithm,
-            manifest_comes: manifest,
-            shown,
-            comparison: Comparison::new(),
-            kept: Kept::default(),
-            looked: false,
-            manifest: None,
-        }
-    }
-
     fn run(mut self, queue: &mut Receiver<Piece>, place: &mut Place) -> Result<Stored, Error> {
         while let Ok(piece) = queue.recv() {
             match piece {
@@ -235,6 +254,7 @@ impl Work {
             oid,
             comparison: &mut self.comparison,
             kept: &mut self.kept,
+            fetched: &mut self.fetched,
             shown: &self.shown,
             edited,
         };
@@ -278,7 +298,8 @@ impl Work {
         };
         let manifest = manifest.map(|(parsed, bytes)| (bytes, parsed));
         place.close(manifest.as_ref().map(|(bytes, _)| bytes.as_slice()))?;
-        Ok(Stored { manifest, compared, inside })
+        let fetched = self.fetched.filter(|_| self.looked);
+        Ok(Stored { manifest, compared, inside, fetched })
     }
 }
 

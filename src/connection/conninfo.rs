@@ -173,6 +173,8 @@ pub struct Conninfo {
     pub(super) encryption: Encryption,
     pub(super) channel_binding: ChannelBinding,
     pub(super) require_auth: RequireAuth,
+    /// What flags, string, service and environment said, but for the password, in libpq's order.
+    pub(super) said: Vec<(&'static str, String)>,
 }
 
 impl Conninfo {
@@ -237,6 +239,7 @@ impl Conninfo {
             require_auth: settings
                 .read("require_auth", "a list of methods, all or none of them with \"!\"", RequireAuth::parse)?
                 .unwrap_or(RequireAuth::Any),
+            said: settings.all().filter(|(name, _)| !matches!(*name, "password" | "sslpassword")).collect(),
         })
     }
 

@@ -17,6 +17,7 @@ mod passfile;
 mod service;
 mod session;
 mod setting;
+mod standby;
 mod surroundings;
 mod tls;
 mod uri;

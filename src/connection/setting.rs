@@ -183,6 +183,11 @@ impl Settings {
         Ok(())
     }
 
+    /// All that have a value, in the order of the keywords.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&'static str, String)> {
+        KEYWORDS.iter().filter_map(|keyword| Some((keyword.name, self.get(keyword.name)?.to_owned())))
+    }
+
     /// Whether a keyword was set, be it to nothing.
     pub(super) fn is_set(&self, name: &str) -> bool {
         self.0.contains_key(name)

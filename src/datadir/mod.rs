@@ -208,11 +208,35 @@ impl DataDir {
     /// # Errors
     /// When there is one of that name, or it cannot be made.
     pub fn put(&mut self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
-        let path = self.places.data.join(name);
-        let mut file = self.disk.create(&path, 0o600)?;
+        self.write(&self.places.data.join(name), content)
+    }
+
+    /// The same in a directory of it, which is made if it is missing.
+    ///
+    /// # Errors
+    /// As [`DataDir::put`].
+    pub fn put_in(&mut self, dir: &Path, name: &str, content: &[u8]) -> Result<(), DataDirError> {
+        let inside = MemberPath::new(dir.as_os_str().as_encoded_bytes())?;
+        let dir = self.path_of(None, &inside)?;
+        self.directory(&dir, None)?;
+        self.write(&dir.join(name), content)
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.places.data
+    }
+
+    /// What it lies on.
+    pub fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
+    fn write(&self, path: &Path, content: &[u8]) -> Result<(), DataDirError> {
+        let mut file = self.disk.create(path, 0o600)?;
         file.write_at(0, content)?;
         drop(file);
-        self.disk.set_access(&path, if self.group { 0o640 } else { 0o600 }, self.owner())?;
+        self.disk.set_access(path, if self.group { 0o640 } else { 0o600 }, self.owner())?;
         Ok(())
     }
 

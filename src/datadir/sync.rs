@@ -15,8 +15,11 @@ pub enum SyncMethod {
 }
 
 impl SyncMethod {
-    /// A place and all in it; links are not followed.
-    pub(super) fn sync(self, disk: &dyn Disk, place: &Path) -> Result<(), DiskError> {
+    /// Makes a directory and all in it durable; links are not followed.
+    ///
+    /// # Errors
+    /// When any of it may be lost.
+    pub fn sync(self, disk: &dyn Disk, place: &Path) -> Result<(), DiskError> {
         match self {
             Self::Syncfs => disk.sync_filesystem(place).map(drop),
             Self::Fsync => sync_tree(disk, place),

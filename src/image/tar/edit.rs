@@ -103,6 +103,33 @@ impl TarEdit {
         Ok(())
     }
 
+    /// Begins a file of `size` bytes, which are to be written behind it, and then [`TarEdit::pad`].
+    ///
+    /// # Errors
+    /// When `out` fails, or the name is longer than a header can say.
+    pub fn add<E>(
+        &mut self,
+        name: &str,
+        size: u64,
+        mode: u32,
+        mtime: u64,
+        out: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), FeedError<E>> {
+        out(&self.header(name, size, mode, mtime)?).map_err(FeedError::Seen)
+    }
+
+    /// Fills the last block of a file of `size` bytes.
+    ///
+    /// # Errors
+    /// When `out` fails.
+    pub fn pad<E>(&self, size: u64, out: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        let over = (size % BLOCK as u64) as usize;
+        match END.get(..(BLOCK - over) % BLOCK) {
+            Some(padding) if !padding.is_empty() => out(padding),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds files, the one that should have got more among them if it did not come, and ends the archive.
     ///
     /// # Errors
@@ -118,7 +145,8 @@ impl TarEdit {
             Added { name: appended.name, content: &appended.more, mode, mtime }
         });
         for file in missing.iter().chain(added) {
-            put(&self.header(file)?, file.content, out)?;
+            let header = self.header(file.name, file.content.len() as u64, file.mode, file.mtime)?;
+            put(&header, file.content, out)?;
         }
         out(&END).map_err(FeedError::Seen)
     }
@@ -218,16 +246,16 @@ impl TarEdit {
         put(&header, &content, out)
     }
 
-    fn header(&self, file: &Added<'_>) -> Result<[u8; BLOCK], TarError> {
+    fn header(&self, name: &str, size: u64, mode: u32, mtime: u64) -> Result<[u8; BLOCK], TarError> {
         let mut header = self.template.as_ref().map_or([0; BLOCK], |template| **template);
-        write(&mut header, 0, 100, file.name.as_bytes())?;
-        number(&mut header, 100, 8, (file.mode & 0o7777).into())?;
+        write(&mut header, 0, 100, name.as_bytes())?;
+        number(&mut header, 100, 8, (mode & 0o7777).into())?;
         if self.template.is_none() {
             number(&mut header, 108, 8, 0)?;
             number(&mut header, 116, 8, 0)?;
         }
-        number(&mut header, 124, 12, file.content.len() as u64)?;
-        number(&mut header, 136, 12, file.mtime)?;
+        number(&mut header, 124, 12, size)?;
+        number(&mut header, 136, 12, mtime)?;
         write(&mut header, 156, 1, b"0")?;
         write(&mut header, 157, 100, b"")?;
         write(&mut header, 257, 8, b"ustar\x0000")?;
