@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -11,7 +12,7 @@ use super::copy::{Copied, Copying, Piece};
 use super::wal::{NotCome, Wal};
 use super::{BackupError, Event, Options};
 use crate::archive::{Archive, Durable, NotProven, Proof, Stored};
-use crate::connection::{BackupStarted, Purpose, Session, SlotAnswer};
+use crate::connection::{BackupStarted, Error as SessionError, Purpose, Session, SlotAnswer};
 use crate::disk::Lock;
 use crate::image::agreement;
 use crate::protocol::{BackupEvent, BaseBackup, ManifestAsked, Retention, SlotKind, SlotName, SlotState};
@@ -26,6 +27,10 @@ use crate::wal::{Lsn, Pos, Segment, TimelineId};
 const SECURING: Duration = Duration::from_secs(30);
 /// After the copy, how long nothing may come before the backup is left to wait by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// While a server sends nothing, how often the thread that writes is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a server may send nothing in the middle of the copy. Its own disk may stall.
+const SILENCE: Duration = Duration::from_secs(600);
 /// Between two attempts to begin while an expire removes what is old.
 const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 
@@ -264,9 +269,20 @@ impl<'a> Run<'a> {
         let stop_token = self.stop.clone();
         let mut stop = None;
         let mut taken = 0;
+        let mut heard = Instant::now();
         loop {
-            let event = unless_stopped(&stop_token, self.session.next_backup_event()).await??;
-            let piece = match event {
+            let next = timeout(LOOK, self.session.next_backup_event());
+            let Ok(event) = unless_stopped(&stop_token, next).await? else {
+                if copying.has_ended() {
+                    return Ok(None);
+                }
+                if heard.elapsed() > SILENCE {
+                    return Err(SessionError::TimedOut { during: "the base backup", limit: SILENCE }.into());
+                }
+                continue;
+            };
+            heard = Instant::now();
+            let piece = match event? {
                 BackupEvent::Archive(row) => Piece::Archive(row.oid),
                 BackupEvent::Data(bytes) => {
                     taken += bytes.len() as u64;
