@@ -6,8 +6,8 @@
 
 mod compress;
 mod expire;
-mod repository;
-mod world;
+pub(crate) mod repository;
+pub(crate) mod world;
 
 use walhold::archive::WriteError;
 use walhold::disk::simulated::{Call, Fault};

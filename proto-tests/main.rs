@@ -9,6 +9,7 @@
 mod captured;
 mod client_tls;
 mod crash;
+mod fuzz;
 mod hostile;
 mod hosts;
 mod login;

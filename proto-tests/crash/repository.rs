@@ -22,7 +22,7 @@ pub(super) fn path() -> PathBuf {
     PathBuf::from("/srv/backups/main")
 }
 
-pub(super) fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     "2026-11-22T05:15:00Z".parse().unwrap()
 }
 
@@ -92,7 +92,7 @@ fn version() -> ServerVersion {
     ServerVersion { number: 170_012, text: "17.12".to_owned() }
 }
 
-pub(super) fn seal_of(id: BackupId, start: Pos, stop: Pos, files: Vec<SealedFile>) -> Seal {
+pub(crate) fn seal_of(id: BackupId, start: Pos, stop: Pos, files: Vec<SealedFile>) -> Seal {
     Seal {
         id,
         label: String::new(),
@@ -126,7 +126,7 @@ pub(super) fn seal_of(id: BackupId, start: Pos, stop: Pos, files: Vec<SealedFile
     }
 }
 
-pub(super) fn pending_of(id: BackupId, start: Pos, ready: Option<Seal>) -> Pending {
+pub(crate) fn pending_of(id: BackupId, start: Pos, ready: Option<Seal>) -> Pending {
     Pending {
         id,
         label: String::new(),

@@ -25,7 +25,7 @@ pub(crate) fn seed() -> u64 {
     number("WALHOLD_SEED").unwrap_or(20_261_122)
 }
 
-fn number(variable: &str) -> Option<u64> {
+pub(crate) fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }
 
