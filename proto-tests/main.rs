@@ -10,6 +10,7 @@ mod basebackup;
 mod captured;
 mod client_tls;
 mod crash;
+mod fuzz;
 mod hostile;
 mod hosts;
 mod login;

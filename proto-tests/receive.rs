@@ -5,6 +5,7 @@
 
 mod broken;
 mod gaps;
+mod hostile_program;
 mod our_end;
 mod slot_in_use;
 mod start;

@@ -86,6 +86,13 @@ impl Server {
         }
     }
 
+    /// Fails if the script has failed by then.
+    pub(crate) async fn finish_within(self, limit: std::time::Duration) {
+        if let Ok(Err(error)) = tokio::time::timeout(limit, self.task).await {
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+
     /// Waits for the script's end, and fails if it failed.
     pub(crate) async fn finish(self) {
         if let Err(error) = self.task.await {
@@ -166,6 +173,18 @@ impl Peer {
         let socket = self.socket();
         socket.write_all(bytes.as_ref()).await.unwrap();
         socket.flush().await.unwrap();
+    }
+
+    /// Sends as much as the client takes before it hangs up.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) {
+        let socket = self.socket();
+        let _ = socket.write_all(bytes).await;
+        let _ = socket.flush().await;
+    }
+
+    /// Whether the client says anything more.
+    pub(crate) async fn try_read(&mut self) -> bool {
+        self.socket().read(&mut [0; 1000]).await.unwrap_or(0) > 0
     }
 
     pub(crate) async fn send_all<const N: usize>(&mut self, messages: [Vec<u8>; N]) {

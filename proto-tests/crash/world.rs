@@ -22,10 +22,18 @@ pub(crate) const SYSTEM: u64 = 77;
 
 /// What the mixes of all tests are made from. `WALHOLD_SEED` takes its place.
 pub(crate) fn seed() -> u64 {
-    match std::env::var("WALHOLD_SEED") {
-        Ok(text) => text.parse().expect("WALHOLD_SEED is a number"),
-        Err(_) => 20_261_122,
-    }
+    number("WALHOLD_SEED").unwrap_or(20_261_122)
+}
+
+pub(crate) fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+}
+
+/// The seeds of what is made at random as a whole: those with which something was `found`, and new ones.
+pub(crate) fn seeds(found: &[u64]) -> impl Iterator<Item = u64> {
+    let first = seed();
+    let count = number("WALHOLD_SEEDS").unwrap_or(1);
+    found.iter().copied().chain(first..first.saturating_add(count))
 }
 
 /// The same numbers for the same seed (SplitMix64).
@@ -254,10 +262,17 @@ impl World {
     /// Cuts the power after each of the operations, and checks what is found.
     pub(crate) fn cut_everywhere(&self, server: &Server, mixes: u64) {
         let mut judge = Judge::new(server);
+        let only = number("WALHOLD_CUT");
         for (k, disk) in self.disk.prefixes().enumerate().skip(self.made) {
+            if only.is_some_and(|only| only != k as u64) {
+                continue;
+            }
             let acked = self.acked(k);
             for image in disk.crash_images(seed() ^ k as u64, mixes) {
-                judge.must_recover(&image, acked);
+                if let Err(why) = judge.recovers(&image, acked) {
+                    let again = format!("WALHOLD_SEED={} WALHOLD_CUT={k} cargo test --test proto", seed());
+                    panic!("{why}\n  acknowledged: {acked:?}\n  {image:?}\n  again: {again}");
+                }
             }
         }
     }
@@ -278,8 +293,15 @@ impl<'a> Judge<'a> {
 
     /// Fails unless all before `acked` is there, and receiving goes on as if nothing had happened.
     pub(crate) fn must_recover(&mut self, image: &Simulated, acked: Option<Pos>) {
+        self.must_recover_from(seed(), image, acked);
+    }
+
+    /// The same of what was made from another seed.
+    pub(crate) fn must_recover_from(&mut self, seed: u64, image: &Simulated, acked: Option<Pos>) {
         if let Err(why) = self.recovers(image, acked) {
-            panic!("{why}\n  acknowledged: {acked:?}\n  {image:?}\n  again: WALHOLD_SEED={} cargo test crash", seed());
+            panic!(
+                "{why}\n  acknowledged: {acked:?}\n  {image:?}\n  again: WALHOLD_SEED={seed} cargo test --test proto"
+            );
         }
     }
 

@@ -426,6 +426,14 @@ fn a_backup_is_proven_from_its_bytes() {
     assert!(matches!(wrong(start.saturating_add(8), stop), NotProven::NoRecordAtStart(_)));
     assert!(matches!(wrong(Lsn::new(log.starts[3]), stop), NotProven::NoEndRecord { .. }));
     assert!(matches!(wrong(stop.lsn(), stop), NotProven::NoSuchRange { .. }));
+    // One bit of one record.
+    let middle = Segment::containing(stop.at(start), folder.archive.size());
+    let path = folder.dir.path().join(middle.name());
+    let mut bytes = fs::read(&path).unwrap();
+    let at = log.starts[log.starts.len() - 3] + 30 - middle.start().get();
+    bytes[at as usize] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    assert!(matches!(wrong(start, stop), NotProven::Invalid { segment, .. } if segment == middle));
     let segment = proof.segments()[0];
     fs::remove_file(folder.dir.path().join(segment.name())).unwrap();
     assert!(matches!(wrong(start, stop), NotProven::Missing { segment: missing, .. } if missing == segment));

@@ -84,6 +84,11 @@ impl Copying {
         }
     }
 
+    /// Whether the thread has failed, though there may be no piece to be handed over yet.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Waits until all is written and compared.
     pub(super) async fn finish(self) -> Result<Copied, BackupError> {
         drop(self.pieces);
@@ -168,7 +173,7 @@ impl Copy {
                 Piece::Data(bytes) => self.take(&bytes)?,
                 Piece::ArchiveEnd => self.end()?,
                 Piece::ManifestData(bytes) => {
-                    if self.manifest.len() + bytes.len() > Manifest::MAX_BYTES {
+                    if self.manifest.len() + bytes.len() > self.comparison.longest_manifest() {
                         return Err(BackupError::Contradiction("its manifest has no end".into()));
                     }
                     self.manifest.extend_from_slice(&bytes);

@@ -1,7 +1,8 @@
 //! The backup, step by step.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::copy::{Copied, Copying, Piece};
@@ -9,7 +10,7 @@ use super::parent::Parent;
 use super::steps::{Ready, Run, WAL_CHECKED, milliseconds, unless_stopped};
 use super::wal::Wal;
 use super::{BackupError, Event, Options};
-use crate::connection::BackupStarted;
+use crate::connection::{BackupStarted, Error as SessionError};
 use crate::disk::Lock;
 use crate::image::agreement;
 use crate::protocol::{BackupEvent, BaseBackup, ManifestAsked, SlotName};
@@ -18,6 +19,11 @@ use crate::repository::{
     BackupFolder, BackupId, ConfigFiles, Kind, Method, Repository, Seal, Sealed, SealedManifest, SealedTablespace,
 };
 use crate::wal::Pos;
+
+/// While a server sends nothing, how often the thread that writes is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a server may send nothing in the middle of the copy. Its own disk may stall.
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// Takes a backup and seals it.
 ///
@@ -144,9 +150,20 @@ impl<'a> Run<'a> {
         let stop_token = self.stop.clone();
         let mut stop = None;
         let mut taken = 0;
+        let mut heard = Instant::now();
         loop {
-            let event = unless_stopped(&stop_token, self.session.next_backup_event()).await??;
-            let piece = match event {
+            let next = timeout(LOOK, self.session.next_backup_event());
+            let Ok(event) = unless_stopped(&stop_token, next).await? else {
+                if copying.has_ended() {
+                    return Ok(None);
+                }
+                if heard.elapsed() > SILENCE {
+                    return Err(SessionError::TimedOut { during: "the base backup", limit: SILENCE }.into());
+                }
+                continue;
+            };
+            heard = Instant::now();
+            let piece = match event? {
                 BackupEvent::Archive(row) => Piece::Archive(row.oid),
                 BackupEvent::Data(bytes) => {
                     taken += bytes.len() as u64;

@@ -426,6 +426,12 @@ impl DataDir {
     /// When part of it is left. No server starts on that.
     pub fn discard(self) -> Result<(), DiskError> {
         drop(self.open);
+        // A power cut may bring back some of the names: not this one.
+        let control = self.places.data.join(CONTROL);
+        if self.disk.metadata(&control)?.is_some() {
+            self.disk.remove(&control)?;
+            let _gone = self.disk.sync_parent(&control)?;
+        }
         self.made.remove(&*self.disk)
     }
 

@@ -76,6 +76,22 @@ pub enum Call {
     List,
 }
 
+impl Call {
+    /// Each of them.
+    pub const ALL: [Self; 10] = [
+        Self::Create,
+        Self::Open,
+        Self::Read,
+        Self::Write,
+        Self::Sync,
+        Self::SyncDir,
+        Self::SyncFilesystem,
+        Self::Rename,
+        Self::Remove,
+        Self::List,
+    ];
+}
+
 /// How a call fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {

@@ -3,9 +3,7 @@
 use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
-use postgres_protocol::message::backend::{
-    COPY_DATA_TAG, DATA_ROW_TAG, ERROR_RESPONSE_TAG, Header, Message, NOTICE_RESPONSE_TAG,
-};
+use postgres_protocol::message::backend::{DATA_ROW_TAG, ERROR_RESPONSE_TAG, Header, Message, NOTICE_RESPONSE_TAG};
 use thiserror::Error;
 use tokio_util::codec::Decoder;
 
@@ -36,8 +34,6 @@ impl Phase {
     pub const fn limit(self, tag: u8) -> u32 {
         match (self, tag) {
             (Self::Login, _) => 64 << 10,
-            (Self::Streaming, COPY_DATA_TAG) => 1 << 20,
-            (Self::Copying, COPY_DATA_TAG) => 4 << 20,
             (_, DATA_ROW_TAG | ERROR_RESPONSE_TAG | NOTICE_RESPONSE_TAG) => 16 << 20,
             _ => 1 << 20,
         }
@@ -220,7 +216,7 @@ mod tests {
             (Phase::Command, b'D', 16 << 20),
             (Phase::Command, b'd', 1 << 20),
             (Phase::Streaming, b'd', 1 << 20),
-            (Phase::Copying, b'd', 4 << 20),
+            (Phase::Copying, b'd', 1 << 20),
             (Phase::Streaming, b'N', 16 << 20),
             (Phase::Copying, b'?', 1 << 20),
         ] {

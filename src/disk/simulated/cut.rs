@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 
-use super::SECTOR;
 use super::content::Content;
 use super::state::{DirNode, FileNode, Id, Node, State};
+use super::{BLOCK, SECTOR};
 
 /// What one power cut leaves.
 #[derive(Clone, Debug)]
@@ -132,33 +132,35 @@ impl FileNode {
             Left::Some(seed) => Dice::of(seed, id),
         };
         let mut content = self.durable.clone();
+        // Devices differ in what they take at once; a larger one tears less finely.
+        let unit = if dice.below(4) == 0 { BLOCK } else { SECTOR };
         match dice.below(4) {
             0 => {}
             1 => {
-                // In order, up to a sector of one of the writes.
-                let sectors = self.writes.iter().map(|(_, bytes)| bytes.len().div_ceil(SECTOR) as u64).sum::<u64>();
+                // In order, up to some unit of one of the writes.
+                let sectors = self.writes.iter().map(|(_, bytes)| bytes.len().div_ceil(unit) as u64).sum::<u64>();
                 let mut left = dice.below(sectors + 1);
-                self.write_sectors(&mut content, &mut || {
+                self.write_units(&mut content, unit, &mut || {
                     left = left.saturating_sub(1);
                     left > 0
                 });
             }
-            2 => self.write_sectors(&mut content, &mut || dice.below(8) > 0),
-            _ => self.write_sectors(&mut content, &mut || dice.heads()),
+            2 => self.write_units(&mut content, unit, &mut || dice.below(8) > 0),
+            _ => self.write_units(&mut content, unit, &mut || dice.heads()),
         }
         content.set_len(self.len_left(&mut dice));
         content
     }
 
-    /// Writes those sectors of what was not synced that `keep` takes. Of a sector written twice an
-    /// older version may be the one that stays.
-    fn write_sectors(&self, content: &mut Content, keep: &mut impl FnMut() -> bool) {
+    /// Writes those units of what was not synced that `keep` takes. Of one written twice an older
+    /// version may be the one that stays.
+    fn write_units(&self, content: &mut Content, unit: usize, keep: &mut impl FnMut() -> bool) {
         for (offset, bytes) in &self.writes {
             let mut done = 0;
             while done < bytes.len() {
                 let at = offset + done as u64;
-                let in_sector = SECTOR - usize::try_from(at % SECTOR as u64).unwrap_or(0);
-                let end = bytes.len().min(done + in_sector);
+                let in_unit = unit - usize::try_from(at % unit as u64).unwrap_or(0);
+                let end = bytes.len().min(done + in_unit);
                 if keep() {
                     content.write(at, &bytes[done..end]);
                 }

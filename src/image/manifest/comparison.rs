@@ -7,10 +7,19 @@ use thiserror::Error;
 use super::{Checksum, Manifest, ManifestAlgorithm, ManifestFile};
 use crate::image::MemberPath;
 
+/// More than a line of a manifest has without the path.
+const LINE: usize = 512;
+/// Bytes that one of a path becomes at most.
+const ESCAPED: usize = 6;
+/// More than a manifest has before and after its files.
+const AROUND: usize = 1 << 20;
+
 /// Collects each file as it was laid out: the manifest comes after the files.
 #[derive(Debug, Default)]
 pub struct Comparison {
     files: Vec<ManifestFile>,
+    /// Bytes of all their paths.
+    paths: usize,
 }
 
 /// A file that is not as the manifest lists it.
@@ -78,7 +87,15 @@ impl Comparison {
     ///
     /// `checksum` is what a [`super::Hasher`] of the manifest's algorithm made of its content.
     pub fn add(&mut self, path: MemberPath, size: u64, checksum: Option<Checksum>) {
+        self.paths = self.paths.saturating_add(path.as_bytes().len());
         self.files.push(ManifestFile { path, size, checksum });
+    }
+
+    /// More bytes than the manifest of what was laid out can have, so that one without end is seen before
+    /// it has filled the memory. A file takes a line, in which each byte of its path may be escaped.
+    pub fn longest_manifest(&self) -> usize {
+        let lines = self.files.len().saturating_mul(LINE).saturating_add(self.paths.saturating_mul(ESCAPED));
+        lines.saturating_add(AROUND).min(Manifest::MAX_BYTES)
     }
 
     /// Compares with the manifest.

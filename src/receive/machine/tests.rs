@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+mod seeds;
+
 use super::*;
 use crate::wal::Pos;
 

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "the folders are set up and damaged from outside")]
 
 mod busy;
+mod crash;
 
 use std::fs;
 use std::path::Path;
