@@ -274,7 +274,7 @@ async fn p6_an_archive_that_leads_elsewhere_leaves_nothing() {
         (vec![file("PG_VERSION/x", b"17\n")], "below a file"),
         (vec![lying(1 << 63)], "size"),
         (vec![lying(i64::MAX as u64)], "ends in the middle"),
-        (vec![lying(5)], "padding"),
+        (vec![lying(5)], "end mark"),
         (vec![("base/1/1", b'1', "PG_VERSION", Vec::new(), 0)], "type"),
         (vec![file("pg_wal/000000010000000000000002", b"x")], "without being asked for WAL"),
     ] {
