@@ -202,6 +202,7 @@ const OWN_SIDE: &[&str] = &[
     "drill_goes_as_far_as_the_archive",
     "drill_leaves_nothing_when_it_is_interrupted",
     "drill_refuses_what_it_cannot_do",
+    "pg_basebackup_cleans_up_when_it_is_stopped",
     "status_tells_a_gap_and_a_promotion",
     "readme_commands_work",
 ];

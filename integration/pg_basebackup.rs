@@ -138,10 +138,16 @@ pub(crate) fn words_of_success(room: &Room) -> Outcome {
         ("slotted", &["-v", "-N", "-C", "-S"]),
         ("shown", &["-P", "-N"]),
         ("told", &["-P", "-v", "-N"]),
+        ("left", &["-P", "-v", "-X", "fetch", "-t", "blackhole"]),
     ] {
+        if room.server.major < 15 && arguments.contains(&"-t") {
+            continue;
+        }
         let command = |program: &Path, whose: &str| {
-            let mut command =
-                at(room, program, &server, &["-D", room.path(&format!("{name}{whose}")).to_str().unwrap()]);
+            let mut command = at(room, program, &server, &[]);
+            if !arguments.contains(&"-t") {
+                command.arg("-D").arg(room.path(&format!("{name}{whose}")));
+            }
             command.args(arguments);
             if arguments.ends_with(&["-S"]) {
                 command.arg(format!("slot_{whose}"));

@@ -107,6 +107,7 @@ impl Run<'_> {
         tell(Event::Started { start, archives: tablespaces.len(), estimate });
         let Some(place) = self.make_place(&tablespaces)? else {
             let stop = self.pump(None, tell).await?.ok_or(Error::Lacks("stop position"))?;
+            tell(Event::Stop(stop));
             return Ok(Done { start, stop, compared: None, wal: false });
         };
         let place = self.place.insert(place);
