@@ -205,6 +205,19 @@ const OWN_SIDE: &[&str] = &[
     "pg_basebackup_cleans_up_when_it_is_stopped",
     "status_tells_a_gap_and_a_promotion",
     "readme_commands_work",
+    "p3_a_copy_is_made_by_hand",
+    "p3_a_copy_that_lies_elsewhere_is_made_ready",
+    "p3_a_snapshot_counts_once_it_is_drilled",
+    "p3_a_delta_restore_rewrites_what_a_server_changed",
+    "p3_a_restore_that_is_stopped_leaves_nothing",
+    "p3_a_restore_to_a_disk_that_fills_up_leaves_nothing",
+    "p3_incremental_backups_are_refused_with_what_to_do",
+    "basebackup_that_is_interrupted_leaves_nothing",
+    "pitr_makes_no_tablespace_over_another",
+    "pitr_refuses_what_cannot_be_reached",
+    "pg_basebackup_fails_as_the_real_one_does",
+    "pg_basebackup_refuses_what_the_real_one_refuses",
+    "p8_a_recovery_does_not_end_while_its_repository_is_away",
 ];
 
 fn main() {
