@@ -38,28 +38,32 @@ pub(super) fn page(plan: &Plan, restored: &Restored, took: Duration, owner: Opti
         ));
     }
     line(&wal(plan));
+    let stop = plan.wal.end.as_ref().zip(plan.then());
+    if let Some((end, then)) = stop {
+        line(&format!("recovery stops at {end}; then {then}"));
+    }
     let (major, standby) = (plan.backup.server_version.major(), plan.wal.timeline.is_none());
     line(&format!("start the server with: {}   (PostgreSQL {major})", start(target, owner)));
-    line(if standby {
-        "it follows its primary when pg_stat_wal_receiver has a row, or the archive alone"
-    } else {
-        "it has recovered when pg_is_in_recovery() is false; until then its log tells how far it is"
-    });
+    if standby {
+        line("it follows its primary when pg_stat_wal_receiver has a row, or the archive alone");
+    } else if stop.is_none() {
+        line("it has recovered when pg_is_in_recovery() is false; until then its log tells how far it is");
+    }
     page
 }
 
 fn wal(plan: &Plan) -> String {
     let wal = &plan.wal;
-    let from = format!("the server will read WAL from {}, be consistent at {}", wal.from, wal.consistent_at);
-    if let (Some(end), Some(then)) = (&wal.end, plan.then()) {
-        return format!("{from}, and stop at {end}; then {then}");
+    let from = format!("the server will read WAL from {} on, and be consistent at {}", wal.from, wal.consistent_at);
+    if plan.then().is_some() {
+        return from;
     }
     match (wal.timeline, &wal.ends_at_gap) {
         (Some(tli), None) => {
-            format!("{from}, and go on along timeline {tli} to the end, in segment {} now", wal.last_segment)
+            format!("{from}; it goes on along timeline {tli} to the end, in segment {} now", wal.last_segment)
         }
-        (Some(tli), Some(gap)) => format!("{from}, and go on along timeline {tli} to the gap at segment {gap}"),
-        (None, _) => format!("{from}, and follow its primary's timeline"),
+        (Some(tli), Some(gap)) => format!("{from}; it goes on along timeline {tli} to the gap at segment {gap}"),
+        (None, _) => format!("{from}, and follows its primary's timeline"),
     }
 }
 
