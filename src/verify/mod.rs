@@ -71,7 +71,7 @@ struct Cut {
     threads: usize,
     /// Segments in one piece; `None` for as many as give each thread several pieces.
     piece: Option<usize>,
-    /// How long to wait before a partial is read again that seems to be wrong.
+    /// How long to wait before a partial is read again that seems to be wrong; then twice as long, and so on.
     patience: Duration,
 }
 

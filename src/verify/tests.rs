@@ -6,6 +6,7 @@ use std::fs;
 
 mod flips;
 mod input;
+mod live;
 mod pieces;
 
 use super::*;
@@ -28,7 +29,8 @@ impl Scene {
     }
 
     fn verify(&self, which: Option<BackupId>) -> Report {
-        verify(&self.repository, which, &mut |_| {}).unwrap()
+        let cut = Cut { threads: jobs::threads(), piece: None, patience: Duration::ZERO };
+        verify_cut(&self.repository, which, cut, &mut |_| {}).unwrap()
     }
 
     /// The one backup's verdict, as text and in one line.

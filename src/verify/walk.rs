@@ -11,8 +11,9 @@ use crate::codec::Codec;
 use crate::disk::Access;
 use crate::wal::{Broken, Chain, History, Lsn, Record, Seed, Segment, TimelineId};
 
-/// How often a partial is read again that seems to be wrong.
-const LOOKS: u32 = 2;
+/// How often a partial is read again that seems to be wrong, each time after twice as long: a write that is
+/// under way on a slow disk may show its later sectors first.
+const LOOKS: u32 = 5;
 
 /// Segments of one timeline that follow each other.
 #[derive(Clone, Debug)]
@@ -26,7 +27,7 @@ pub(super) struct Piece {
 /// How the segments of one timeline are walked.
 pub(super) struct Walker<'a> {
     pub(super) archive: &'a Archive,
-    /// How long to wait before a partial is read again.
+    /// How long to wait before a partial is read again for the first time.
     pub(super) patience: Duration,
     pub(super) history: &'a History,
     /// Whether the history is the timeline's, or stands in for one that cannot be read.
@@ -183,7 +184,9 @@ impl Walker<'_> {
     }
 
     /// A partial ends where its last record does: it is wrong only if something lies behind that
-    /// cannot be. What a receiver is just writing may look so for a moment.
+    /// cannot be. What a receiver is just writing may look so for a moment, and while it writes without a
+    /// pause at every look anew. But what was durable when it was first read does not change: if that were
+    /// wrong, no look would ever come past it.
     fn partial(
         &self,
         segment: Segment,
@@ -192,6 +195,7 @@ impl Walker<'_> {
         tell: &dyn Fn(VerifyEvent),
     ) -> Option<(ProblemKind, String)> {
         let before = (begun.clone(), walked.marking, walked.mark.clone());
+        let mut stuck_at = None;
         for look in 0.. {
             let (fault, broken) = match self.read(segment, begun, walked, tell) {
                 Ok(Ok(())) => return None,
@@ -199,6 +203,9 @@ impl Walker<'_> {
                 Err(e) => return Some((ProblemKind::Damage, e.to_string())),
             };
             let whole = broken.map_or_else(|| begun.chain.whole(), |broken| broken.whole);
+            if whole > *stuck_at.get_or_insert(whole) {
+                return None;
+            }
             let tail = match self
                 .open(segment)
                 .and_then(|reader| reader.map(|mut r| Tail::of(&mut r, whole, broken)).transpose())
@@ -210,7 +217,7 @@ impl Walker<'_> {
                 Tail::Sound => return None,
                 Tail::Torn if look == LOOKS => return Some((ProblemKind::Torn, fault)),
                 Tail::Damaged if look == LOOKS => return Some((ProblemKind::Damage, fault)),
-                Tail::Torn | Tail::Damaged => std::thread::sleep(self.patience),
+                Tail::Torn | Tail::Damaged => std::thread::sleep(self.patience.saturating_mul(1 << look)),
             }
             (*begun, walked.marking, walked.mark) = before.clone();
         }
