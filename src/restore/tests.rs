@@ -629,6 +629,11 @@ fn a_delta_rewrites_what_differs_and_removes_what_is_not_in_the_backup() {
     // label, version, empty, conf and the tablespace's; not what changed, and what a restore writes.
     assert_eq!((kept.files, kept.removed), (5, 6), "{kept:?}");
     assert_eq!(restored.compared.files, 9);
+    // The map is listed as it is now.
+    let [manifest, map] =
+        ["data/backup_manifest", "data/tablespace_map"].map(|name| fs::read(scene.path(name)).unwrap());
+    assert_eq!(map, format!("16385 {}\n", scene.path("space").display()).into_bytes());
+    assert_eq!(crate::image::relisted(&manifest, "tablespace_map", &map), Some(manifest));
     assert_eq!(["data/PG_VERSION", "data/base/5/empty", "space/PG_17/1"].map(inode), before);
     assert_eq!(fs::read(scene.path("data/base/5/1259")).unwrap(), vec![7; 300_000]);
     assert!(!scene.path("data/base/5/9999").exists() && !scene.path("data/pg_stat_tmp").exists());
@@ -742,6 +747,16 @@ fn a_delta_takes_no_tablespace_that_may_be_anothers() {
     fs::remove_file(scene.path("data/pg_tblspc/16385")).unwrap();
     std::os::unix::fs::symlink(&old, scene.path("data/pg_tblspc/16385")).unwrap();
     assert!(scene.restore(&options).unwrap().1.kept.is_some());
+    // The server that was copied runs here.
+    fs::create_dir_all(scene.path("server/pg_tblspc")).unwrap();
+    std::os::unix::fs::symlink(&old, scene.path("server/pg_tblspc/16385")).unwrap();
+    fs::write(scene.path("server/postmaster.pid"), "1\n").unwrap();
+    seal.config_files.data_directory = scene.path("server").to_str().map(str::to_owned);
+    write_seal(&scene.repository, &seal);
+    let refused = scene_plan(&scene, &options).unwrap_err();
+    assert!(matches!(&refused, RestoreError::DataDir(DataDirError::Running { pid: 1, .. })), "{refused}");
+    fs::remove_file(scene.path("server/postmaster.pid")).unwrap();
+    assert!(scene_plan(&scene, &options).is_ok());
 }
 
 #[test]

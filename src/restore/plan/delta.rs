@@ -1,6 +1,6 @@
 //! Places that are there, and of which what equals the backup is to stay.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::super::RestoreError;
 use super::places::{Place, absolute, place};
@@ -39,9 +39,25 @@ pub(super) fn tablespace(
         if !named && !is_own(backup, &target.path) {
             return Err(RestoreError::WhoseTablespace { path: path.to_owned(), target: target.path.clone() });
         }
+        check_unused(disk, backup, target, places)?;
         return Ok(Place { path: path.to_owned(), exists: true, filled: true });
     }
     place(disk, path)
+}
+
+/// The server that was copied, if it runs here, must not have the same tablespace.
+fn check_unused(disk: &dyn Disk, backup: &Seal, target: &Place, mut places: Places) -> Result<(), RestoreError> {
+    let Some(path) = backup.config_files.data_directory.as_ref().map(PathBuf::from) else { return Ok(()) };
+    if is_own(backup, &target.path) {
+        return Ok(());
+    }
+    places.data.clone_from(&path);
+    // What may not be looked at is of another user, whose tablespaces are locked as well.
+    let linked = places.tablespaces.iter().any(|t| places.is_linked(disk, t.oid).unwrap_or_default());
+    match server_at(disk, &path).ok().flatten().filter(|_| linked) {
+        Some(pid) => Err(DataDirError::Running { path, pid }.into()),
+        None => Ok(()),
+    }
 }
 
 /// Whether it is where the server that was copied had its data.

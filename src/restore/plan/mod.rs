@@ -17,7 +17,7 @@ use super::target::{Aim, Along, Near, Target};
 use super::unreachable::{Beside, Unreachable};
 use super::{Filling, Goal, Options, Owner, RestoreError, in_place};
 use crate::image::ManifestAlgorithm;
-use crate::repository::{BackupEntry, BackupId, BackupState, NotUsable, Repository, Seal, Which};
+use crate::repository::{BackupEntry, BackupId, BackupState, Kind, NotUsable, Repository, Seal, Which};
 use crate::wal::Segment;
 pub use estimate::Estimate;
 pub(crate) use places::barrier;
@@ -207,7 +207,11 @@ fn plan_of(
             "the backup's manifest has no checksums: of what is there nothing stays, all is rewritten".to_owned(),
         );
     }
-    let time = Estimate::of(repository, &backup, &wal)?;
+    let data_bytes = match backup.kind {
+        Kind::Full => backup.manifest.bytes,
+        Kind::Incremental => sizes.values().copied().fold(0, u64::saturating_add),
+    };
+    let time = Estimate::of(repository, data_bytes, &wal)?;
     let (goal, owner, delta) = (options.goal.clone(), options.owner, target.filled);
     let repository = repo;
     Ok(Plan {
