@@ -416,6 +416,10 @@ impl From<RestoreError> for Failure {
             RestoreError::NoSuchTablespace { .. } | RestoreError::MappedTwice(_) => {
                 failure.hint("walhold restore --plan shows the tablespaces")
             }
+            RestoreError::WhoseTablespace { path, .. } => failure.hint(format!(
+                "name its place: -T {0}={0} if no other server uses that directory, which is rewritten, or else -T {0}=NEW",
+                path.display()
+            )),
             RestoreError::TablespaceInUse { .. } => failure.exit(Exit::NotUsable).hint(
                 "take a backup now that the tablespace is there, recover to a point before it, or restore on another host",
             ),

@@ -7,7 +7,7 @@ mod write;
 
 pub use algorithm::{Checksum, Hasher, ManifestAlgorithm, UnknownAlgorithm};
 pub use comparison::{Compared, Comparison, Difference};
-pub use write::ManifestWriter;
+pub use write::{ManifestWriter, relisted};
 
 use std::fmt;
 

@@ -34,7 +34,7 @@ pub use label::{
 pub use left_out::{emptied, holds_data, is_left_out, is_of_database, relations_left_out};
 pub use manifest::{
     Checksum, Compared, Comparison, Difference, Hasher, Manifest, ManifestAlgorithm, ManifestError, ManifestFile,
-    ManifestWriter, UnknownAlgorithm, WalRange,
+    ManifestWriter, UnknownAlgorithm, WalRange, relisted,
 };
 pub use names::{NameClash, Names};
 pub use pass::{ArchivePass, PassError};

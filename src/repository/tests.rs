@@ -45,7 +45,10 @@ pub(crate) fn log_with_backup() -> (Log, Pos, Pos) {
         log.record(10, 0, &vec![n as u8 | 1; 4000]);
     }
     let start = log.next_record();
-    log.record(0, 0x10, &[1; 90]);
+    // A checkpoint that began ten seconds before.
+    let mut checkpoint = [0; 88];
+    checkpoint[64..72].copy_from_slice(&(now().as_second() - 10).to_le_bytes());
+    log.record(0, 0x10, &[&[255, 88][..], &checkpoint].concat());
     for n in 0..300_usize {
         log.record(10, 0, &vec![n as u8 | 1; 4000]);
     }

@@ -5,6 +5,7 @@
 //! ones, and of each only those blocks are written that are still missing, until the full backup has brought the rest.
 //! Blocks that nobody brings are zeros: the server had made the file longer and logged nothing of it yet.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -23,7 +24,6 @@ use crate::image::{
 use crate::repository::{BackupId, ContentsRead, Kind, Layout, Repository, Seal};
 
 const LABEL: &str = "backup_label";
-const MANIFEST: &str = "backup_manifest";
 
 /// Bytes read back at a time.
 const CHUNK: usize = 1 << 20;
@@ -80,9 +80,11 @@ impl From<BadPath> for RestoreError {
 }
 
 /// What has been laid down.
-pub(super) struct Combined {
+pub(super) struct Combined<'a> {
     pub(super) compared: Compared,
     pub(super) map: Option<TablespaceMap>,
+    /// The manifest that is to lie beside it.
+    pub(super) manifest: Cow<'a, [u8]>,
 }
 
 /// Lays down `chain`, the newest first and the full one last.
@@ -91,7 +93,7 @@ pub(super) fn combine(
     chain: &[Seal],
     data: &mut DataDir,
     tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
-) -> Result<Combined, RestoreError> {
+) -> Result<Combined<'static>, RestoreError> {
     let disk = &**repository.disk();
     let total = chain.iter().map(|seal| seal.manifest.bytes).sum();
     let mut combine = Combine { disk, files: HashMap::new(), whole: HashMap::new(), open: None, done: 0, total };
@@ -113,10 +115,10 @@ pub(super) fn combine(
     let files = combine.finish(data, newest, &listed, layout, tell)?;
     let mut manifest = ManifestWriter::new(newest.server_version.major(), newest.system_identifier);
     files.iter().for_each(|file| manifest.add(file, newest.stop_time.0));
-    data.put(MANIFEST, &manifest.finish(listed.wal_ranges()))?;
+    let manifest = manifest.finish(listed.wal_ranges()).into();
     let by_checksum = files.iter().filter(|file| file.checksum.is_some()).count() as u64;
     let bytes = files.iter().map(|file| file.size).sum();
-    Ok(Combined { compared: Compared { files: files.len() as u64, bytes, by_checksum }, map: read.map })
+    Ok(Combined { compared: Compared { files: files.len() as u64, bytes, by_checksum }, map: read.map, manifest })
 }
 
 /// The changes in a backup must be those since the one that is combined with it next.

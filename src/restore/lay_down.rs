@@ -8,7 +8,7 @@ use super::combine::{Combined, combine};
 use super::configure::Copied;
 use super::{Goal, Plan, PlannedTablespace, RestoreError, content};
 use crate::datadir::{DataDir, DataDirError, Kept, Places, SyncMethod, TablespacePlace};
-use crate::image::{Compared, Manifest, Tablespace, TablespaceMap, TarEvent};
+use crate::image::{Compared, Manifest, Tablespace, TablespaceMap, TarEvent, relisted};
 use crate::repository::{Contents, Repository, Seal};
 
 const AUTO_CONF: &str = "postgresql.auto.conf";
@@ -103,13 +103,18 @@ fn go(
         }
     };
     data.link_tablespaces()?;
-    let Combined { compared, map } = match chain {
+    let Combined { compared, map, mut manifest } = match chain {
         [full] => whole(&contents, full, plan, data, tell)?,
         chain => combine(repository, chain, data, tell)?,
     };
     if let Some(map) = map.filter(|_| plan.tablespaces.iter().any(|tablespace| tablespace.moves())) {
-        data.replace(MAP, &moved(map, plan).to_bytes()?)?;
+        let map = moved(map, plan).to_bytes()?;
+        if let Some(listed) = relisted(&manifest, MAP, &map) {
+            manifest = listed.into();
+        }
+        data.replace(MAP, &map)?;
     }
+    data.put(MANIFEST, &manifest)?;
     let notes = configure(data, plan)?;
     if tell(RestoreEvent::Syncing).is_break() {
         return Err(RestoreError::Stopped);
@@ -119,13 +124,13 @@ fn go(
 }
 
 /// A backup that stands alone, with the server's own manifest.
-fn whole(
-    contents: &Contents<'_>,
+fn whole<'a>(
+    contents: &'a Contents<'_>,
     backup: &Seal,
     plan: &Plan,
     data: &mut DataDir,
     tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
-) -> Result<Combined, RestoreError> {
+) -> Result<Combined<'a>, RestoreError> {
     let manifest = contents.manifest();
     let left: Vec<u32> = plan.tablespaces.iter().map(|t| t.oid).filter(|oid| data.has_all(*oid, manifest)).collect();
     let total = manifest.files().iter().map(|file| file.size).sum();
@@ -137,11 +142,10 @@ fn whole(
         }
     });
     let read = read.map_err(|e| content(backup.id, e))?;
-    data.put(MANIFEST, contents.manifest_bytes())?;
     for oid in left {
         data.leave(oid)?;
     }
-    Ok(Combined { compared: read.compared, map: read.map })
+    Ok(Combined { compared: read.compared, map: read.map, manifest: contents.manifest_bytes().into() })
 }
 
 fn keep(

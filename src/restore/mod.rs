@@ -179,6 +179,17 @@ pub enum RestoreError {
         /// What was asked to be moved.
         old: PathBuf,
     },
+    /// A link leads there, but perhaps to what another server uses.
+    #[error(
+        "{} has a link to the tablespace at {}, but is not where the backup's server had its data: if it is a copy, \
+         the tablespace is that of the server it was copied from", target.display(), path.display()
+    )]
+    WhoseTablespace {
+        /// The tablespace's directory.
+        path: PathBuf,
+        /// The data directory.
+        target: PathBuf,
+    },
     /// A tablespace is mapped twice.
     #[error("there are two new places for the tablespace at {}", .0.display())]
     MappedTwice(PathBuf),

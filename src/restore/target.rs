@@ -196,6 +196,10 @@ pub(super) struct Watch<'a> {
     /// The first record that is replayed begins here.
     from: Lsn,
     consistent_at: Lsn,
+    /// When the copy had ended, by walhold's clock.
+    copied: Timestamp,
+    /// When the checkpoint began from which it recovers.
+    began: Option<ServerTime>,
     near: &'a mut Near,
     /// Exclusive end of the last record that was shown.
     seen: Lsn,
@@ -214,12 +218,20 @@ pub(super) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     /// A recovery that begins at `from`, a backup's redo position, and comes to consistent data at
-    /// `consistent_at`.
-    pub(super) fn new(aim: Option<&'a Aim>, from: Lsn, consistent_at: Lsn, near: &'a mut Near) -> Self {
+    /// `consistent_at`; by walhold's clock it had been copied at `copied`.
+    pub(super) fn new(
+        aim: Option<&'a Aim>,
+        from: Lsn,
+        consistent_at: Lsn,
+        copied: Timestamp,
+        near: &'a mut Near,
+    ) -> Self {
         Self {
             aim,
             from,
             consistent_at,
+            copied,
+            began: None,
             near,
             seen: from,
             end: from,
@@ -256,7 +268,7 @@ impl<'a> Watch<'a> {
             return;
         }
         self.note_near(record, ended);
-        let because = self.stops_before(record, ended);
+        let because = self.is_too_late(record).or_else(|| self.stops_before(record, ended));
         if because.is_none() {
             self.replay(record, ended);
         }
@@ -278,6 +290,21 @@ impl<'a> Watch<'a> {
                 self.made.push(MadeTablespace { location, at: record.start });
             }
         }
+    }
+
+    /// Whether the data holds what ended behind the target though no record tells of it: a server would not see
+    /// that. The checkpoint's time tells it to the second; within that, walhold's clock decides.
+    fn is_too_late(&mut self, record: &Record<'_>) -> Option<String> {
+        const SECOND: i64 = 1_000_000;
+        let Target::Time(target) = &self.aim?.target else { return None };
+        if self.began.is_some() || record.start >= self.consistent_at {
+            return None;
+        }
+        let began = record.checkpoint_time()?;
+        self.began = Some(began);
+        let by = ServerTime::of(*target).0;
+        let late = by < began.0 || (by < began.0.saturating_add(SECOND) && *target < self.copied);
+        late.then(|| "before the backup's own checkpoint".to_owned())
     }
 
     /// `recoveryStopsBefore` of `xlogrecovery.c` (13 and 14: `xlog.c`). Of transactions, the top one alone

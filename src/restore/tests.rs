@@ -629,6 +629,11 @@ fn a_delta_rewrites_what_differs_and_removes_what_is_not_in_the_backup() {
     // label, version, empty, conf and the tablespace's; not what changed, and what a restore writes.
     assert_eq!((kept.files, kept.removed), (5, 6), "{kept:?}");
     assert_eq!(restored.compared.files, 9);
+    // The map is listed as it is now.
+    let [manifest, map] =
+        ["data/backup_manifest", "data/tablespace_map"].map(|name| fs::read(scene.path(name)).unwrap());
+    assert_eq!(map, format!("16385 {}\n", scene.path("space").display()).into_bytes());
+    assert_eq!(crate::image::relisted(&manifest, "tablespace_map", &map), Some(manifest));
     assert_eq!(["data/PG_VERSION", "data/base/5/empty", "space/PG_17/1"].map(inode), before);
     assert_eq!(fs::read(scene.path("data/base/5/1259")).unwrap(), vec![7; 300_000]);
     assert!(!scene.path("data/base/5/9999").exists() && !scene.path("data/pg_stat_tmp").exists());
@@ -716,6 +721,44 @@ fn a_delta_into_what_is_free_is_a_restore_and_into_what_is_not_ours_is_refused()
     assert!(matches!(refused, RestoreError::Overlap(..)), "{refused}");
 }
 
+/// The links of a copied data directory lead to what its server uses.
+#[test]
+fn a_delta_takes_no_tablespace_that_may_be_anothers() {
+    let place = tempfile::tempdir().unwrap();
+    let old = place.path().join("space");
+    let scene = Scene::new(Parts::new().with_tablespace(16385, old.to_str().unwrap()));
+    let mut options = scene.options();
+    scene.restore(&options).unwrap();
+    options.delta = true;
+    let before = snapshot(place.path());
+    let refused = scene_plan(&scene, &options).unwrap_err();
+    assert!(matches!(&refused, RestoreError::WhoseTablespace { path, .. } if *path == old), "{refused}");
+    assert_eq!(snapshot(place.path()), before);
+    // Where the server had its data the links are its own.
+    let mut seal = scene.seal.clone();
+    seal.config_files.data_directory = scene.path("data").to_str().map(str::to_owned);
+    write_seal(&scene.repository, &seal);
+    assert!(scene_plan(&scene, &options).unwrap().tablespaces[0].new.as_ref().unwrap().filled);
+    write_seal(&scene.repository, &scene.seal);
+    options.mappings = vec![Mapping { old: old.clone(), new: scene.path("elsewhere") }];
+    scene.restore(&options).unwrap();
+    assert_eq!(snapshot(place.path()), before);
+    options.mappings = vec![Mapping { old: old.clone(), new: old.clone() }];
+    fs::remove_file(scene.path("data/pg_tblspc/16385")).unwrap();
+    std::os::unix::fs::symlink(&old, scene.path("data/pg_tblspc/16385")).unwrap();
+    assert!(scene.restore(&options).unwrap().1.kept.is_some());
+    // The server that was copied runs here.
+    fs::create_dir_all(scene.path("server/pg_tblspc")).unwrap();
+    std::os::unix::fs::symlink(&old, scene.path("server/pg_tblspc/16385")).unwrap();
+    fs::write(scene.path("server/postmaster.pid"), "1\n").unwrap();
+    seal.config_files.data_directory = scene.path("server").to_str().map(str::to_owned);
+    write_seal(&scene.repository, &seal);
+    let refused = scene_plan(&scene, &options).unwrap_err();
+    assert!(matches!(&refused, RestoreError::DataDir(DataDirError::Running { pid: 1, .. })), "{refused}");
+    fs::remove_file(scene.path("server/postmaster.pid")).unwrap();
+    assert!(scene_plan(&scene, &options).is_ok());
+}
+
 #[test]
 fn without_checksums_nothing_stays() {
     let scene = Scene::new(Parts::new());
@@ -737,7 +780,10 @@ fn without_checksums_nothing_stays() {
     );
     let mut options = scene.options();
     options.delta = true;
-    let (_, restored) = scene.restore(&options).unwrap();
+    seal.manifest.algorithm = crate::image::ManifestAlgorithm::None;
+    write_seal(&scene.repository, &seal);
+    let (plan, restored) = scene.restore(&options).unwrap();
+    assert!(plan.notes.iter().any(|note| note.contains("has no checksums")), "{:?}", plan.notes);
     assert_eq!(restored.kept.unwrap().files, 0);
     assert_eq!((restored.compared.files, restored.compared.by_checksum), (7, 0));
 }

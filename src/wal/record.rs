@@ -10,6 +10,8 @@ const RM_XACT: u8 = 1;
 const RM_TBLSPC: u8 = 5;
 
 /// Types of the first, from `src/include/catalog/pg_control.h`.
+const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
+const XLOG_CHECKPOINT_ONLINE: u8 = 0x10;
 const XLOG_SWITCH: u8 = 0x40;
 const XLOG_BACKUP_END: u8 = 0x50;
 const XLOG_RESTORE_POINT: u8 = 0x70;
@@ -201,6 +203,17 @@ impl Record<'_> {
         Some(RestorePoint { time, name: name.split(|byte| *byte == 0).next().unwrap_or_default() })
     }
 
+    /// When the checkpoint began that it ends, by the server's clock, the second (`CheckPoint` in `pg_control.h`).
+    /// What ended before its redo position ended by then, or within that second.
+    pub fn checkpoint_time(&self) -> Option<ServerTime> {
+        const TIME: usize = 64;
+        if self.rmid != RM_XLOG || !matches!(self.info & 0xF0, XLOG_CHECKPOINT_SHUTDOWN | XLOG_CHECKPOINT_ONLINE) {
+            return None;
+        }
+        let seconds = i64::from_le_bytes(self.main()?.get(TIME..)?.first_chunk().copied()?);
+        Some(ServerTime(seconds.checked_mul(1_000_000)?.checked_sub(ServerTime::EPOCH)?))
+    }
+
     /// Where the tablespace lies that it makes, if it makes one; empty for one inside the data
     /// directory. A server that replays it writes there.
     pub fn tablespace_made(&self) -> Option<&[u8]> {
@@ -304,6 +317,21 @@ mod tests {
         assert_eq!(xid(0xD110, &data(0x80, &[])), None, "not prepared");
         assert_eq!(xid(0xD110, &data(0x12, &words(&[u32::MAX]))), None, "a list that cannot be");
         assert!(Record::kept(1, 0xB0) > Record::kept(1, 0x80));
+    }
+
+    #[test]
+    fn checkpoints_tell_when_they_began() {
+        let mut main = [0; 88];
+        main[64..72].copy_from_slice(&(946_684_800_i64 + 5).to_le_bytes());
+        let data = [&[255, 88][..], &main].concat();
+        for info in [0x00, 0x10] {
+            assert_eq!(record(0, info, &data).checkpoint_time(), Some(ServerTime(5_000_000)));
+        }
+        assert_eq!(record(0, 0xE0, &data).checkpoint_time(), None, "the redo position alone");
+        assert_eq!(record(1, 0x10, &data).checkpoint_time(), None, "another resource manager");
+        assert_eq!(record(0, 0x10, &data[..73]).checkpoint_time(), None, "cut short");
+        main[64..72].copy_from_slice(&i64::MAX.to_le_bytes());
+        assert_eq!(record(0, 0x10, &[&[255, 88][..], &main].concat()).checkpoint_time(), None);
     }
 
     #[test]

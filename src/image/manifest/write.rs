@@ -4,7 +4,8 @@
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use super::{CHECKSUM_KEY, CLOSING, ManifestFile, WalRange};
+use super::{CHECKSUM_KEY, CLOSING, Hasher, Manifest, ManifestFile, WalRange, own_checksum};
+use crate::image::MemberPath;
 
 /// Servers from this major version on name the cluster.
 const NAMES_CLUSTER: u32 = 17;
@@ -73,10 +74,41 @@ impl ManifestWriter {
     }
 }
 
+/// The manifest with another content of one file, all else as it was written; `None` where it does not list the
+/// file, or not in the form in which servers do.
+pub fn relisted(manifest: &[u8], name: &str, content: &[u8]) -> Option<Vec<u8>> {
+    let path = MemberPath::new(name.as_bytes()).ok()?;
+    let parsed = Manifest::parse(manifest).ok()?;
+    let was = parsed.file(&path)?;
+    let (_, body) = own_checksum(manifest)?;
+    let beginning = format!("{{ \"Path\": \"{name}\", ");
+    let at = body.windows(beginning.len()).position(|window| window == beginning.as_bytes())?;
+    let (before, rest) = body.split_at_checked(at)?;
+    let (line, after) = rest.split_at_checked(rest.iter().position(|byte| *byte == b'\n')?)?;
+    let mut line = std::str::from_utf8(line).ok()?.to_owned();
+    line = line.replacen(&format!("\"Size\": {},", was.size), &format!("\"Size\": {},", content.len()), 1);
+    let checksum = was.checksum.as_ref().and_then(|was| {
+        let mut hasher = Hasher::new(was.algorithm());
+        hasher.update(content);
+        hasher.finish()
+    });
+    if let (Some(was), Some(is)) = (&was.checksum, &checksum) {
+        line = line.replacen(&format!("\"Checksum\": \"{was}\""), &format!("\"Checksum\": \"{is}\""), 1);
+    }
+    let mut text = [before, line.as_bytes(), after].concat();
+    let sum = Sha256::digest(&text);
+    text.extend_from_slice(CHECKSUM_KEY.get(1..)?);
+    text.extend(sum.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()));
+    text.extend_from_slice(CLOSING);
+    let listed = ManifestFile { path, size: content.len() as u64, checksum };
+    let found = Manifest::parse(&text).ok()?;
+    (found.file(&listed.path) == Some(&listed)).then_some(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Hasher, Manifest, ManifestAlgorithm, MemberPath};
+    use crate::image::ManifestAlgorithm;
     use crate::wal::{Lsn, TimelineId};
 
     fn file(name: &[u8], content: &[u8], algorithm: ManifestAlgorithm) -> ManifestFile {
@@ -103,6 +135,23 @@ mod tests {
             assert_eq!((manifest.version(), manifest.system_identifier()), (version, cluster));
             assert_eq!(manifest.files(), files);
             assert_eq!(manifest.wal_ranges(), [wal]);
+        }
+    }
+
+    #[test]
+    fn one_file_is_listed_anew() {
+        let wal = WalRange { tli: TimelineId::FIRST, start: Lsn::new(0x200_0028), end: Lsn::new(0x200_0100) };
+        for algorithm in [ManifestAlgorithm::Crc32c, ManifestAlgorithm::Sha256, ManifestAlgorithm::None] {
+            let written = |content: &[u8]| {
+                let mut writer = ManifestWriter::new(17, 7);
+                writer.add(&file(b"other", b"abc", algorithm), Timestamp::UNIX_EPOCH);
+                writer.add(&file(b"tablespace_map", content, algorithm), Timestamp::UNIX_EPOCH);
+                writer.add(&file(b"z/tablespace_map", b"1 /a\n", algorithm), Timestamp::UNIX_EPOCH);
+                writer.finish(&[wal])
+            };
+            let listed = relisted(&written(b"1 /a\n"), "tablespace_map", b"1 /elsewhere\n");
+            assert_eq!(listed.unwrap(), written(b"1 /elsewhere\n"));
+            assert_eq!(relisted(&written(b""), "backup_label", b"x"), None);
         }
     }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::PlannedWal;
-use crate::repository::{BackupId, BackupState, Repository, RepositoryError, Seal};
+use crate::repository::{BackupId, BackupState, Kind, Repository, RepositoryError};
 
 /// What a drill tells of less than this is mostly the time that a server takes to start.
 const ENOUGH: u64 = 64 << 20;
@@ -29,9 +29,8 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    pub(super) fn of(repository: &Repository, backup: &Seal, wal: &PlannedWal) -> Result<Self, RepositoryError> {
+    pub(super) fn of(repository: &Repository, data_bytes: u64, wal: &PlannedWal) -> Result<Self, RepositoryError> {
         let measured = Speeds::of(repository)?;
-        let data_bytes = backup.manifest.bytes;
         let wal_bytes = wal.end.as_ref().map(|end| end.at.saturating_sub(wal.from));
         let (replay, as_drilled) = measured.replay.map_or((REPLAY, None), |(speed, id)| (speed, Some(id)));
         Ok(Self {
@@ -60,7 +59,9 @@ impl Speeds {
             let Ok(Some(drill)) = repository.last_drill(seal.id) else { continue };
             let took = drill.durations_ms;
             let replayed = drill.reached.map_or(0, |reached| reached.saturating_sub(seal.start.lsn()));
-            speeds.lay_down = speeds.lay_down.or_else(|| speed(seal.manifest.bytes, took.restore));
+            // An incremental one lists what has changed, and more than that is laid down.
+            let laid_down = if seal.kind == Kind::Full { seal.manifest.bytes } else { 0 };
+            speeds.lay_down = speeds.lay_down.or_else(|| speed(laid_down, took.restore));
             speeds.replay = speeds.replay.or_else(|| Some((speed(replayed, took.recovery)?, seal.id)));
         }
         Ok(speeds)

@@ -16,7 +16,8 @@ use super::configure::Source;
 use super::target::{Aim, Along, Near, Target};
 use super::unreachable::{Beside, Unreachable};
 use super::{Filling, Goal, Options, Owner, RestoreError, in_place};
-use crate::repository::{BackupEntry, BackupId, BackupState, NotUsable, Repository, Seal, Which};
+use crate::image::ManifestAlgorithm;
+use crate::repository::{BackupEntry, BackupId, BackupState, Kind, NotUsable, Repository, Seal, Which};
 use crate::wal::Segment;
 pub use estimate::Estimate;
 pub(crate) use places::barrier;
@@ -70,10 +71,10 @@ pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreE
         return plan_of(repository, options, backup, &ask(options, &[]), &mut Near::default());
     };
     let sealed = sealed(repository)?;
-    let candidates = candidates(repository, options, target, &sealed)?;
+    let (ended, later) = candidates(repository, options, target, &sealed)?;
     let mut near = Near::default();
     let (mut ask, mut refused) = (ask(options, &sealed), None);
-    for backup in candidates {
+    for backup in ended {
         let unreachable = match plan_of(repository, options, backup.id, &ask, &mut near) {
             Err(RestoreError::Unreachable(unreachable)) => unreachable,
             planned => return planned,
@@ -87,6 +88,22 @@ pub fn plan(repository: &Repository, options: &Options) -> Result<Plan, RestoreE
             *told = unreachable;
         }
         if !older_may {
+            break;
+        }
+    }
+    ask.until = None;
+    for backup in later {
+        let unreachable = match plan_of(repository, options, backup.id, &ask, &mut near) {
+            Err(RestoreError::Unreachable(unreachable)) => unreachable,
+            Err(_) if refused.is_some() => break,
+            planned => return planned,
+        };
+        let next_may = matches!(*unreachable, Unreachable::InGap { .. });
+        refused.get_or_insert_with(|| match unreachable.is_before() {
+            true => Box::new(Unreachable::BeforeAll { target: target.clone(), first: Beside::of(&backup) }),
+            false => unreachable,
+        });
+        if !next_may {
             break;
         }
     }
@@ -109,23 +126,16 @@ fn sealed(repository: &Repository) -> Result<Vec<Seal>, RestoreError> {
     Ok(repository.backups()?.into_iter().rev().filter_map(seal).collect())
 }
 
-/// The backups from which a target may be reached, the newest first.
+/// The backups from which a target may be reached, the newest first; and those, the oldest first, that may if
+/// walhold's clock was ahead of the server's.
 fn candidates(
     repository: &Repository,
     options: &Options,
     target: &Target,
     sealed: &[Seal],
-) -> Result<Vec<Seal>, RestoreError> {
+) -> Result<(Vec<Seal>, Vec<Seal>), RestoreError> {
     if let Which::Named(_) = options.which {
-        let backup = repository.find(options.which)?;
-        // Whatever ended before it is in it, however late.
-        return match target {
-            Target::Time(time) if *time < backup.stop_time.0 => {
-                let (target, consistent) = (target.clone(), Beside::of(&backup));
-                Err(RestoreError::Unreachable(Box::new(Unreachable::BeforeBackup { target, consistent, floor: None })))
-            }
-            _ => Ok(vec![backup]),
-        };
+        return Ok((vec![repository.find(options.which)?], Vec::new()));
     }
     let way = match options.along {
         Along::Timeline(tli) => Some(repository.archive().history(tli)?),
@@ -138,17 +148,21 @@ fn candidates(
         let timeline = way.map_or_else(|| newest.stop.tli(), |way| way.tli());
         return Err(RestoreError::NotOnTimeline { id: newest.id, stop: newest.stop.lsn(), timeline });
     };
-    let ended = |seal: &&&Seal| match target {
+    let ended = |seal: &Seal| match target {
         Target::Time(time) => seal.stop_time.0 <= *time,
         Target::Lsn(lsn) => seal.stop.lsn() <= *lsn,
         Target::Xid(_) | Target::Name(_) | Target::Immediate => true,
     };
-    let before: Vec<Seal> = on_way.iter().filter(ended).map(|seal| (*seal).clone()).collect();
-    if before.is_empty() {
-        let unreachable = Unreachable::BeforeAll { target: target.clone(), first: Beside::of(first) };
-        return Err(RestoreError::Unreachable(Box::new(unreachable)));
+    let (before, mut later): (Vec<&Seal>, Vec<&Seal>) = on_way.iter().copied().partition(|seal| ended(seal));
+    later.reverse();
+    if !matches!(target, Target::Time(_)) {
+        later.clear();
+        if before.is_empty() {
+            let unreachable = Unreachable::BeforeAll { target: target.clone(), first: Beside::of(first) };
+            return Err(RestoreError::Unreachable(Box::new(unreachable)));
+        }
     }
-    Ok(before)
+    Ok((before.into_iter().cloned().collect(), later.into_iter().cloned().collect()))
 }
 
 /// Plans the restore of one backup.
@@ -188,7 +202,16 @@ fn plan_of(
     let mut notes = notes(repository, &backup, options)?;
     let (wal, gap) = plan_wal(&repository.archive(), &backup, ask, near, &mut notes)?;
     check_made(disk, &wal, &tablespaces, &mut notes)?;
-    let time = Estimate::of(repository, &backup, &wal)?;
+    if options.delta && target.filled && backup.manifest.algorithm == ManifestAlgorithm::None {
+        notes.push(
+            "the backup's manifest has no checksums: of what is there nothing stays, all is rewritten".to_owned(),
+        );
+    }
+    let data_bytes = match backup.kind {
+        Kind::Full => backup.manifest.bytes,
+        Kind::Incremental => sizes.values().copied().fold(0, u64::saturating_add),
+    };
+    let time = Estimate::of(repository, data_bytes, &wal)?;
     let (goal, owner, delta) = (options.goal.clone(), options.owner, target.filled);
     let repository = repo;
     Ok(Plan {

@@ -91,7 +91,7 @@ pub(super) fn place_tablespaces(
         let new = match mapped.map_or(&old, |mapping| &mapping.new) {
             _ if in_place && mapped.is_none() => None,
             path if !path.is_absolute() => return Err(RestoreError::NotAbsolute(path.clone())),
-            path => Some(delta::tablespace(disk, target, tablespace.oid, path)?),
+            path => Some(delta::tablespace(disk, backup, target, tablespace.oid, path, mapped.is_some())?),
         };
         planned.push(PlannedTablespace { oid: tablespace.oid, old, new });
     }

@@ -89,7 +89,7 @@ pub(super) fn plan_wal(
     let last_needed = way.segment_at(before(stop), archive.size());
     // A standby goes on for ever: the segment that holds the backup's end is read whole, no more.
     let until = if standby { last_needed.end() } else { ask.until.unwrap_or(Lsn::new(u64::MAX)) };
-    let mut watch = Watch::new(ask.goal.aim(), from, stop, near);
+    let mut watch = Watch::new(ask.goal.aim(), from, stop, backup.stop_time.0, near);
     let damage = walk(archive, &way, until, &mut watch)?;
     if let (Some(aim), false) = (ask.goal.aim(), watch.stop.is_some() && watch.is_consistent()) {
         let hole = damage.as_ref().map(|damage| damage.segment).or_else(|| reach.gap.map(|(gap, _)| gap));

@@ -13,10 +13,12 @@ enum Made {
     EndPrepared(u8, u32, i64),
     Named(&'static str, i64),
     Tablespace(&'static str),
+    /// Second.
+    Checkpoint(i64),
     Other,
 }
 
-use Made::{End, EndPrepared, Named, Other, Tablespace};
+use Made::{Checkpoint, End, EndPrepared, Named, Other, Tablespace};
 
 const COMMIT: u8 = 0x00;
 const ABORT: u8 = 0x20;
@@ -40,9 +42,19 @@ impl Made {
                 (0, 0x70, 0, short([&time.to_le_bytes()[..], &named].concat()))
             }
             Tablespace(path) => (5, 0, 9, short([&[1, 0, 0, 0], path.as_bytes(), b"\0"].concat())),
+            Checkpoint(second) => {
+                let mut main = vec![0; 88];
+                main[64..72].copy_from_slice(&(946_684_800 + second).to_le_bytes());
+                (0, 0x10, 0, short(main))
+            }
             Other => (10, 0, 9, vec![]),
         }
     }
+}
+
+/// When the copy had ended.
+fn copied() -> Timestamp {
+    ServerTime(5_400_000).timestamp().unwrap()
 }
 
 /// What came of a recovery over these records.
@@ -60,7 +72,7 @@ struct Came {
 
 fn recover(aim: &Aim, records: &[Made]) -> Came {
     let mut near = Near::default();
-    let mut watch = Watch::new(Some(aim), Lsn::new(FROM), CONSISTENT, &mut near);
+    let mut watch = Watch::new(Some(aim), Lsn::new(FROM), CONSISTENT, copied(), &mut near);
     // One before the redo position counts for nothing.
     for (n, made) in [End(COMMIT, 815, i64::MAX)].iter().chain(records).enumerate() {
         let (rmid, info, xid, data) = made.bytes();
@@ -121,6 +133,24 @@ fn a_time_stops_before_the_first_that_is_later_though_earlier_ones_follow() {
     assert_eq!(came.last_commit, Some(12), "a rollback is none");
     let same = behind_backup([End(COMMIT, 10, 7), End(COMMIT, 11, 7), End(ABORT, 12, 8)]);
     assert_eq!(both(&time(7), &same), [Some(5), Some(3)]);
+}
+
+/// What ended before the backup began is in it, and no record tells of it.
+#[test]
+fn a_time_before_the_backups_checkpoint_is_too_late_for_it() {
+    let records =
+        [Other, Checkpoint(5), Other, End(COMMIT, 10, 9_000_000), Checkpoint(900), End(COMMIT, 11, 20_000_000)];
+    let came = |microseconds| {
+        let came = recover(&aim(time(microseconds), true), &records);
+        (came.consistent, came.replayed)
+    };
+    assert_eq!(came(4_999_999), (false, Some(1)));
+    assert_eq!(came(5_399_999), (false, Some(1)), "within the second, and before the copy had ended");
+    assert_eq!(came(5_400_000), (true, Some(3)));
+    assert_eq!(came(10_000_000), (true, Some(5)), "a later checkpoint tells nothing of the backup");
+    // The host's clock runs ahead: the records decide.
+    let ahead = [Other, Checkpoint(2), Other, End(COMMIT, 10, 9_000_000)];
+    assert!(recover(&aim(time(3_000_000), true), &ahead).consistent);
 }
 
 #[test]
@@ -200,7 +230,7 @@ fn the_soonest_is_where_the_data_is_consistent() {
     assert_eq!((came.replayed, came.consistent), (Some(3), true));
     let mut near = Near::default();
     let aim = aim(Target::Immediate, true);
-    let watch = Watch::new(Some(&aim), CONSISTENT, CONSISTENT, &mut near);
+    let watch = Watch::new(Some(&aim), CONSISTENT, CONSISTENT, copied(), &mut near);
     assert!(watch.is_consistent() && watch.stop.is_none(), "a record has to come");
 }
 
@@ -223,7 +253,7 @@ fn tablespaces_are_those_that_are_replayed() {
         [Tablespace("/a"), Tablespace(""), Other, Tablespace("/a"), Tablespace("/b"), Named("x", 1), Tablespace("/c")];
     assert_eq!(recover(&aim(Target::Name("x".to_owned()), true), &records).made, 2);
     let mut near = Near::default();
-    let watch = Watch::new(None, Lsn::new(FROM), CONSISTENT, &mut near);
+    let watch = Watch::new(None, Lsn::new(FROM), CONSISTENT, copied(), &mut near);
     assert!(!watch.is_over());
 }
 

@@ -133,13 +133,13 @@ fn what_cannot_be_reached_is_refused_with_the_nearest_points() {
     }
     assert!(matches!(scene.unreachable(Target::Lsn(whole)), Unreachable::PastEnd { .. }));
     assert!(scene.plan_to(Target::Lsn(last)).is_ok());
-    let before = scene.unreachable(time(-1));
+    let before = scene.unreachable(time(-11));
     assert!(matches!(&before, Unreachable::BeforeAll { first, .. } if first.at == scene.seal.stop.lsn()), "{before:?}");
     let named = |target| {
         let goal = to(target);
         plan(&scene.repository, &Options { which: Which::Named(scene.seal.id), goal, ..scene.options() })
     };
-    for target in [time(-1), Target::Lsn(Lsn::new(scene.seal.stop.lsn().get() - 9000))] {
+    for target in [time(-11), Target::Lsn(Lsn::new(scene.seal.stop.lsn().get() - 9000))] {
         let before = named(target).unwrap_err();
         let is_before =
             matches!(&before, RestoreError::Unreachable(u) if matches!(**u, Unreachable::BeforeBackup { .. }));
@@ -201,6 +201,22 @@ fn a_hole_or_damage_counts_when_it_comes_before_the_target() {
     assert_eq!(scene.plan_to(time(25)).unwrap().wal.ends_at_gap, Some(segment(7)));
     fs::write(wal.join(segment(7)), &whole[..whole.len() - 100]).unwrap();
     in_gap(&scene, time(99), 7);
+}
+
+/// The records tell what a backup holds; walhold's clock, which may be ahead, does not.
+#[test]
+fn a_time_is_compared_with_the_servers_clock() {
+    let (scene, _) = scene(|_| {});
+    for which in [Which::Latest, Which::Named(scene.seal.id)] {
+        let end = |seconds: i64| {
+            let planned = plan(&scene.repository, &Options { which, goal: to(time(seconds)), ..scene.options() });
+            planned.map(|plan| plan.wal.end.unwrap().because.unwrap())
+        };
+        assert_eq!(end(-9).unwrap(), "before the commit of transaction 7 at 2026-11-22T05:15:10Z");
+        // Within the second of the checkpoint walhold's clock is asked.
+        assert!(matches!(end(-10), Err(RestoreError::Unreachable(_))));
+        assert!(matches!(end(-3600), Err(RestoreError::Unreachable(_))));
+    }
 }
 
 #[test]
