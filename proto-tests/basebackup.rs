@@ -112,6 +112,8 @@ enum End {
     Damaged,
     /// The connection is cut after so many of the messages of the copy.
     Cut(usize),
+    /// It falls silent after so many of them.
+    Silent(usize),
 }
 
 /// What the server says of a tablespace, and its archive.
@@ -128,6 +130,8 @@ struct Scene {
     manifest: String,
     tablespace: Option<Tablespace>,
     end: End,
+    /// The clock leaps over every wait in the copy.
+    hurry: bool,
 }
 
 impl Scene {
@@ -159,7 +163,7 @@ impl Scene {
             clean: true,
         };
         let (base, manifest) = (archive(&usual()), manifest(&usual()));
-        Self { folder, options, base, manifest, tablespace: None, end: End::Good }
+        Self { folder, options, base, manifest, tablespace: None, end: End::Good, hurry: false }
     }
 
     fn with(plain: bool, members: &[Member]) -> Self {
@@ -187,7 +191,8 @@ impl Scene {
         messages.extend(self.base.chunks(3000).map(|part| copy_data(&[b"d", part].concat())));
         if self.options.manifest.is_some() {
             messages.push(copy_data(b"m"));
-            messages.push(copy_data(&[b"d", self.manifest.as_bytes()].concat()));
+            let parts = self.manifest.as_bytes().chunks(1_000_000);
+            messages.extend(parts.map(|part| copy_data(&[b"d", part].concat())));
         }
         messages.push(copy_done());
         messages.push([columns(2), row(&[Some("0/2000100"), Some("1")]), complete("SELECT")].concat());
@@ -207,22 +212,34 @@ impl Scene {
             let began = [columns(2), row(&[Some("0/2000028"), Some("1")]), complete("SELECT")].concat();
             rows.push(row(&[None, None, None]));
             peer.send([began, columns(3), rows.concat(), complete("SELECT"), copy_out()].concat()).await;
-            let whole = if let End::Cut(after) = end { after } else { messages.len() };
+            let whole = if let End::Cut(after) | End::Silent(after) = end { after } else { messages.len() };
             peer.send(messages[..whole.min(messages.len())].concat()).await;
             match end {
                 End::Good => peer.send([complete("BASE_BACKUP"), ready()].concat()).await,
                 End::Damaged => peer.send([error("ERROR", "XX001", "checksum failure"), ready()].concat()).await,
                 End::Cut(_) => {}
+                End::Silent(_) => assert!(peer.next().await.is_none(), "it talks to a server that is silent"),
             }
         })
         .await;
         let options = Options { conninfo: server.conninfo("sslmode=disable"), ..self.options.clone() };
         let upstream = Upstream::connect(&options.conninfo, "test").await.unwrap();
         let mut told = Vec::new();
-        let mut tell = |event| told.push(name(&event));
+        let hurry = self.hurry;
+        let mut tell = |event| {
+            if hurry && matches!(event, Event::Started { .. }) {
+                tokio::time::pause();
+            }
+            told.push(name(&event));
+        };
         let never = CancellationToken::new();
         let done = basebackup(upstream, &options, &never, &mut tell);
-        let done = tokio::time::timeout(Duration::from_secs(20), done).await.expect("it hangs");
+        let limit = Duration::from_secs(if hurry { 3600 } else { 20 });
+        let done = tokio::time::timeout(limit, done).await;
+        if hurry {
+            tokio::time::resume();
+        }
+        let done = done.expect("it hangs");
         (done, told)
     }
 
@@ -359,6 +376,30 @@ async fn a_server_that_dies_leaves_nothing_or_what_was_asked_to_stay() {
 }
 
 #[tokio::test]
+async fn a_server_that_falls_silent_is_given_up() {
+    for plain in [true, false] {
+        let mut scene = Scene { end: End::Silent(5), hurry: true, ..Scene::new(plain) };
+        scene.options.wal = WalMethod::Fetch;
+        Scene::refused(scene.run().await, "within 600 s");
+        assert_eq!(scene.names(), [""; 0]);
+
+        // What has failed here is not waited for.
+        let members = [usual(), vec![file("../outside", b"x")]].concat();
+        let messages = archive(&members).len().div_ceil(3000) + 1;
+        let scene = Scene { end: End::Silent(messages), ..Scene::with(plain, &members) };
+        Scene::refused(scene.run().await, "upwards");
+        assert_eq!(scene.names(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn p6_a_manifest_longer_than_its_files_can_make_it_is_not_gathered() {
+    let scene = Scene { manifest: " ".repeat(100 << 20), ..Scene::new(true) };
+    Scene::refused(scene.run().await, "its manifest has no end");
+    assert_eq!(scene.names(), [""; 0]);
+}
+
+#[tokio::test]
 async fn damaged_pages_fail_it_and_what_was_copied_is_kept() {
     for plain in [true, false] {
         let scene = Scene { end: End::Damaged, ..Scene::new(plain) };
@@ -400,6 +441,41 @@ async fn a_tablespace_goes_only_where_it_may() {
         Scene::refused(scene.run().await, "lies in");
         assert_eq!(scene.names(), [""; 0]);
     }
+    // By way of a link, by a way back, by a mapping, and as the place of the WAL.
+    let by_link = scene(&|folder| format!("{}/link/target/x", folder.display()));
+    std::os::unix::fs::symlink(".", by_link.folder.path().join("link")).unwrap();
+    Scene::refused(by_link.run().await, "lies inside the other");
+    assert_eq!(by_link.names(), ["link"]);
+    let back = scene(&|folder| format!("{}/new/../target", folder.display()));
+    Scene::refused(back.run().await, "lies inside the other");
+    assert_eq!(back.names(), [""; 0]);
+    for (new, wal) in [("target/x", None), ("wal", Some("wal")), ("wal/x", Some("wal")), ("space", Some("target/wal"))]
+    {
+        let mut scene = scene(&|_| "/far".to_owned());
+        let folder = scene.folder.path();
+        scene.options.destination = Destination::Plain {
+            directory: folder.join("target"),
+            mappings: vec![("/far".into(), folder.join(new))],
+            wal_directory: wal.map(|wal| folder.join(wal)),
+        };
+        let outcome = scene.run().await;
+        // What is known before is not found out after a checkpoint.
+        assert_eq!(outcome.1.is_empty(), wal == Some("target/wal"), "{new}");
+        Scene::refused(outcome, "lies inside the other");
+        assert_eq!(scene.names(), [""; 0], "{new}");
+    }
+    // One in use is found before another is made, or even the directories above it.
+    let mut mapped = scene(&|_| "/far".to_owned());
+    let folder = mapped.folder.path().to_owned();
+    mapped.options.destination = Destination::Plain {
+        directory: folder.join("above/target"),
+        mappings: vec![("/far".into(), folder.join("space"))],
+        wal_directory: None,
+    };
+    fs::write(folder.join("space"), "mine").unwrap();
+    Scene::refused(mapped.run().await, "exists but is not empty");
+    assert_eq!(mapped.names(), ["space"]);
+
     let taken = scene(&|folder| format!("{}/space", folder.display()));
     fs::create_dir(taken.folder.path().join("space")).unwrap();
     fs::write(taken.folder.path().join("space/mine"), "x").unwrap();

@@ -36,14 +36,9 @@ pub enum BaseBackupError {
     /// A data directory could not be laid down.
     #[error(transparent)]
     DataDir(DataDirError),
-    /// One place for the backup lies in another.
-    #[error("directory \"{}\" lies in \"{}\"", .inside.display(), .outside.display())]
-    Nested {
-        /// The one in the other.
-        inside: PathBuf,
-        /// The other.
-        outside: PathBuf,
-    },
+    /// Two places for the backup lie in each other.
+    #[error("{} and {} are the same directory, or one lies inside the other", .0.display(), .1.display())]
+    Overlap(PathBuf, PathBuf),
     /// The WAL did not come after the copy.
     #[error("the WAL up to {wanted} did not come within {} s; it came up to {reached}", waited.as_secs())]
     WalBehind {

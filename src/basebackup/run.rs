@@ -15,8 +15,8 @@ use super::store::{Piece, Stored, Storing, Task};
 use super::wal::Wal;
 use super::{BaseBackupError as Error, Destination, Done, Event, Options, Progress, StreamSlot, Sync, WalMethod};
 use crate::archive::EndOfBackup;
-use crate::connection::{BackupStarted, Purpose, Session, SlotAnswer};
-use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace};
+use crate::connection::{BackupStarted, Error as SessionError, Purpose, Session, SlotAnswer};
+use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace, overlap};
 use crate::disk::{Disk, DiskError, EntryKind, Real, read_bounded};
 use crate::image::{BackupSource, agreement};
 use crate::protocol::{
@@ -28,6 +28,10 @@ use crate::wal::{Pos, SegmentSize};
 /// How often it is told how far the copy is.
 const TELL: Duration = Duration::from_millis(200);
 
+/// While a server sends nothing, how often the thread that writes is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a server may send nothing in the middle of the copy. Its own disk may stall.
+const SILENCE: Duration = Duration::from_secs(600);
 /// An older backup's manifest that is larger is not one; it has about 150 bytes for each file.
 const MAX_OLD_MANIFEST: u64 = 1 << 30;
 /// How long dropping a slot may take when the backup has failed.
@@ -180,6 +184,7 @@ impl Run<'_> {
     fn check(&mut self) -> Result<(), Error> {
         match &self.options.destination {
             Destination::Plain { directory, wal_directory, .. } => {
+                check_apart([Some(&*absolute(directory)?), wal_directory.as_deref()].into_iter().flatten())?;
                 for directory in [Some(directory), wal_directory.as_ref()].into_iter().flatten() {
                     let found = self.is_there(directory)?;
                     self.found.push((directory.clone(), found));
@@ -364,11 +369,22 @@ impl Run<'_> {
         let mut stop = None;
         let mut progress = Progress { done: 0, archives: 0, file: None };
         let mut told = Instant::now();
+        let (limit, mut heard) = (self.longest_silence(), tokio::time::Instant::now());
         // From 15 on the server says what it has read; before, it is counted here.
         let mut counted = true;
         loop {
-            let event = unless_stopped(self.stop, self.session.next_backup_event()).await??;
-            let piece = match event {
+            let next = timeout(LOOK, self.session.next_backup_event());
+            let Ok(event) = unless_stopped(self.stop, next).await? else {
+                if storing.is_some_and(Storing::has_ended) {
+                    return Ok(None);
+                }
+                if let Some(limit) = limit.filter(|limit| heard.elapsed() > *limit) {
+                    return Err(SessionError::TimedOut { during: "the base backup", limit }.into());
+                }
+                continue;
+            };
+            heard = tokio::time::Instant::now();
+            let piece = match event? {
                 BackupEvent::Archive(row) => Some(Piece::Archive(row.oid)),
                 BackupEvent::Data(bytes) => {
                     progress.done += if counted { bytes.len() as u64 } else { 0 };
@@ -412,6 +428,15 @@ impl Run<'_> {
         }
     }
 
+    /// How long the server may send nothing; `None` where nobody can say.
+    fn longest_silence(&self) -> Option<Duration> {
+        // It waits at the end until all the WAL is archived.
+        let waits = self.options.wal == WalMethod::None;
+        // What it reads slowly may be packed into very little.
+        let slow = self.options.max_rate.is_some() && self.options.server_compression.is_some();
+        (!waits && !slow).then_some(SILENCE)
+    }
+
     /// Removes what was made. The error is why.
     fn remove(&mut self, error: Error, tell: &mut impl FnMut(Event)) -> Error {
         let Some(place) = self.place.take() else { return error };
@@ -432,7 +457,7 @@ fn places(
     mappings: &[(PathBuf, PathBuf)],
     tablespaces: &[TablespaceRow],
 ) -> Result<Places, Error> {
-    let data = std::path::absolute(directory).map_err(|e| DiskError::new("find", directory, e))?;
+    let data = absolute(directory)?;
     let mut all = Vec::new();
     for row in tablespaces {
         let (Some(oid), Some(location)) = (row.oid, row.location.as_deref()) else { continue };
@@ -443,14 +468,20 @@ fn places(
         all.push(TablespacePlace { oid, path: location.is_absolute().then(|| path.to_owned()) });
     }
     let places = Places { data, wal: wal.map(Path::to_owned), tablespaces: all, owner: None };
-    let dirs: Vec<_> = places.all().collect();
-    for (at, inside) in dirs.iter().enumerate() {
-        let others = dirs.iter().enumerate().filter(|(other, _)| *other != at);
-        if let Some((_, outside)) = others.into_iter().find(|(_, outside)| inside.starts_with(outside)) {
-            return Err(Error::Nested { inside: inside.to_path_buf(), outside: outside.to_path_buf() });
-        }
-    }
+    check_apart(places.all())?;
     Ok(places)
+}
+
+/// What is in one place could be taken for what is in another.
+fn check_apart<'a>(places: impl Iterator<Item = &'a Path>) -> Result<(), Error> {
+    match overlap(places)? {
+        Some((one, other)) => Err(Error::Overlap(one.to_owned(), other.to_owned())),
+        None => Ok(()),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, DiskError> {
+    std::path::absolute(path).map_err(|e| DiskError::new("find", path, e))
 }
 
 async fn unless_stopped<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Error> {

@@ -101,6 +101,7 @@ impl Storing {
                 kept: Kept::default(),
                 fetched,
                 looked: false,
+                skipped: false,
                 manifest: None,
             };
             let stored = work.run(&mut queue, &mut place);
@@ -120,6 +121,11 @@ impl Storing {
                 tokio::task::spawn_blocking(move || pieces.send(piece).is_ok()).await.unwrap_or(false)
             }
         }
+    }
+
+    /// Whether the thread has failed, though there may be no piece to be handed over yet.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
     }
 
     /// Waits until all that was handed over is stored. Gives back the place in any case but that of a panic.
@@ -144,6 +150,8 @@ struct Work {
     fetched: Option<Fetched>,
     /// Whether archives were looked into.
     looked: bool,
+    /// Whether some were not.
+    skipped: bool,
     manifest: Option<Vec<u8>>,
 }
 
@@ -230,7 +238,7 @@ impl Work {
         while let Ok(piece) = queue.recv() {
             match piece {
                 Piece::Archive(oid) => self.archive(queue, place, oid)?,
-                Piece::Manifest => self.manifest = Some(manifest(queue)?),
+                Piece::Manifest => self.manifest = Some(manifest(queue, self.longest_manifest())?),
                 _ => return Err(Error::Lacks("archive for its data")),
             }
         }
@@ -246,6 +254,7 @@ impl Work {
         };
         let mut pieces = Pieces { queue, current: Bytes::new(), raw };
         if only_stored {
+            self.skipped = true;
             while pieces.next()?.is_some() {}
             return place.end(sink, edit, TarEnd::Terminated);
         }
@@ -277,6 +286,11 @@ impl Work {
         place.end(sink, edit, end)
     }
 
+    /// What was not looked into cannot tell.
+    fn longest_manifest(&self) -> usize {
+        if self.skipped { Manifest::MAX_BYTES } else { self.comparison.longest_manifest() }
+    }
+
     fn finish(self, place: &mut Place) -> Result<Stored, Error> {
         if self.manifest.is_none() && self.manifest_comes {
             return Err(Error::Lacks("manifest"));
@@ -303,12 +317,12 @@ impl Work {
     }
 }
 
-/// The manifest whole.
-fn manifest(queue: &Receiver<Piece>) -> Result<Vec<u8>, Error> {
+/// The manifest whole, if it is no longer than this.
+fn manifest(queue: &Receiver<Piece>, longest: usize) -> Result<Vec<u8>, Error> {
     let mut content = Vec::new();
     loop {
         match queue.recv() {
-            Ok(Piece::ManifestData(bytes)) if content.len() + bytes.len() <= Manifest::MAX_BYTES => {
+            Ok(Piece::ManifestData(bytes)) if content.len() + bytes.len() <= longest => {
                 content.extend_from_slice(&bytes);
             }
             Ok(Piece::ManifestData(_)) => return Err(Error::Contradiction("its manifest has no end".into())),

@@ -21,6 +21,17 @@ const LEFT_OUT: [&str; 11] = [
     "port",
 ];
 
+/// The first major version whose libpq knows the keyword, for those without which a standby connects no less safely.
+/// What makes a connection safer, such as `require_auth`, stays: better no standby than one that does without.
+const SINCE: [(&str, u32); 6] = [
+    ("sslsni", 14),
+    ("load_balance_hosts", 16),
+    ("gssdelegation", 16),
+    ("sslnegotiation", 17),
+    ("min_protocol_version", 18),
+    ("max_protocol_version", 18),
+];
+
 impl Conninfo {
     /// A connection string for `primary_conninfo`: who and where, and all that was said by flag, string, service
     /// or environment, the password included. What stands at its default is left out unless every server
@@ -28,10 +39,10 @@ impl Conninfo {
     ///
     /// A database is named only if one was: synchronising logical slots needs it (from 17 on).
     pub fn for_a_standby(&self, session: &Session) -> String {
-        self.string_for_a_standby(session.host())
+        self.string_for_a_standby(session.host(), session.server_version().major())
     }
 
-    fn string_for_a_standby(&self, host: &Host) -> String {
+    fn string_for_a_standby(&self, host: &Host, major: u32) -> String {
         let said = |name: &str| self.said.iter().any(|(said, _)| *said == name);
         let mut pairs: Vec<(&str, String)> = vec![("user", self.user.clone())];
         let secret = |name, secret: &Option<secrecy::SecretString>| {
@@ -50,7 +61,8 @@ impl Conninfo {
         if !said("sslmode") {
             pairs.push(("sslmode", "prefer".to_owned()));
         }
-        let said = self.said.iter().filter(|(name, _)| !LEFT_OUT.contains(name));
+        let unknown = |name: &str| SINCE.iter().any(|(since, first)| *since == name && major < *first);
+        let said = self.said.iter().filter(|(name, _)| !LEFT_OUT.contains(name) && !unknown(name));
         pairs.extend(said.map(|(name, value)| (*name, value.clone())));
         pairs.extend(secret("sslpassword", &self.encryption.client.password));
         pairs.extend(self.database.as_ref().map(|database| ("dbname", database.clone())));
@@ -86,6 +98,10 @@ mod tests {
     use crate::connection::{Flags, Surroundings};
 
     fn written(string: &str, variables: &[(&str, &str)]) -> String {
+        written_for(18, string, variables)
+    }
+
+    fn written_for(major: u32, string: &str, variables: &[(&str, &str)]) -> String {
         let variables: Vec<_> = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let variable =
             move |name: &str| variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
@@ -93,7 +109,7 @@ mod tests {
             Surroundings { variable: Box::new(variable), user: Some("me".into()), home: Some("/home/me".into()) };
         let conninfo = Conninfo::new(&Flags { conninfo: Some(string.into()), ..Flags::default() }, &surroundings);
         let conninfo = conninfo.unwrap();
-        conninfo.string_for_a_standby(&conninfo.hosts[0])
+        conninfo.string_for_a_standby(&conninfo.hosts[0], major)
     }
 
     #[test]
@@ -116,6 +132,19 @@ mod tests {
             written("host=h replication=true fallback_application_name=x sslpassword=s", &[("PGPASSFILE", "/p")]),
             "user=me passfile='/p' channel_binding=prefer port=5432 sslmode=prefer host=h sslpassword=s"
         );
+    }
+
+    #[test]
+    fn a_standby_is_told_only_what_its_version_knows() {
+        let string = "host=h sslsni=0 load_balance_hosts=random sslmode=require sslnegotiation=direct require_auth=scram-sha-256";
+        let written = |major| {
+            let written = written_for(major, string, &[]);
+            ["sslsni", "load_balance_hosts", "sslnegotiation", "require_auth"].map(|name| written.contains(name))
+        };
+        assert_eq!(written(13), [false, false, false, true]);
+        assert_eq!(written(14), [true, false, false, true]);
+        assert_eq!(written(16), [true, true, false, true]);
+        assert_eq!(written(17), [true; 4]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use thiserror::Error;
 pub use keep::Kept;
 pub use mark::{Found, cluster_at, server_at};
 pub use places::{Owner, Places, TablespacePlace};
+pub(crate) use places::{existing, overlap, resolved};
 pub use sync::SyncMethod;
 
 use crate::disk::{Disk, DiskError, File, Lock, Trouble, read_bounded};
@@ -36,6 +37,8 @@ const VERSION: &[u8] = b"PG_VERSION";
 const WAL: &str = "pg_wal";
 const TABLESPACES: &str = "pg_tblspc";
 
+/// How much of a file gathers before it is written.
+const WRITE: usize = 1 << 20;
 /// Longer than any file that is read back here.
 const MAX_CONTENT: u64 = 16 << 20;
 
@@ -102,6 +105,8 @@ pub struct DataDir {
     lock: Option<Lock>,
     marked: bool,
     open: Option<Open>,
+    /// What is to be written to it next.
+    gathered: Vec<u8>,
     done: u64,
     group: bool,
     control: bool,
@@ -122,6 +127,34 @@ struct Open {
     path: PathBuf,
     mode: u32,
     at: u64,
+}
+
+impl Open {
+    /// An archive comes in small pieces.
+    fn take(&mut self, data: &[u8], gathered: &mut Vec<u8>) -> Result<(), DiskError> {
+        if gathered.len() + data.len() > WRITE {
+            self.write(gathered)?;
+        }
+        if data.len() < WRITE {
+            gathered.extend_from_slice(data);
+            return Ok(());
+        }
+        self.put(data)
+    }
+
+    fn write(&mut self, gathered: &mut Vec<u8>) -> Result<(), DiskError> {
+        if !gathered.is_empty() {
+            self.put(gathered)?;
+            gathered.clear();
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, data: &[u8]) -> Result<(), DiskError> {
+        self.file.write_at(self.at, data)?;
+        self.at += data.len() as u64;
+        Ok(())
+    }
 }
 
 impl DataDir {
@@ -145,7 +178,8 @@ impl DataDir {
         let dirs = places.all().map(|place| (place.to_owned(), wanted)).collect();
         let kept = HashSet::new();
         let (open, done, group, control, marked) = (None, 0, false, false, false);
-        Self { disk, places, made, dirs, kept, lock: None, marked, open, done, group, control }
+        let gathered = Vec::with_capacity(WRITE);
+        Self { disk, places, made, dirs, kept, lock: None, marked, open, gathered, done, group, control }
     }
 
     /// Takes the next of an archive: of a tablespace, or of the data directory. Bytes of files so far.
@@ -157,13 +191,13 @@ impl DataDir {
             TarEvent::Member(member) => self.begin(tablespace, member)?,
             TarEvent::Data(data) => {
                 if let Some(open) = &mut self.open {
-                    open.file.write_at(open.at, data)?;
-                    open.at += data.len() as u64;
+                    open.take(data, &mut self.gathered)?;
                 }
                 self.done += data.len() as u64;
             }
             TarEvent::MemberEnd => {
-                if let Some(open) = self.open.take() {
+                if let Some(mut open) = self.open.take() {
+                    open.write(&mut self.gathered)?;
                     drop(open.file);
                     self.disk.set_access(&open.path, open.mode, self.owner())?;
                 }
@@ -194,6 +228,7 @@ impl DataDir {
                     return Ok(self.disk.set_access(&path, mode, self.owner())?);
                 }
                 let file = self.disk.create(&path, 0o600)?;
+                self.gathered.clear();
                 self.open = Some(Open { file, path, mode, at: 0 });
                 Ok(())
             }

@@ -1,6 +1,6 @@
 //! The directories that are filled.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::{DataDirError, TABLESPACES};
 use crate::disk::{Disk, DiskError, EntryKind, Trouble};
@@ -65,6 +65,46 @@ impl Places {
     }
 }
 
+/// Two places that are the same directory, or of which one lies in the other, with links followed.
+///
+/// # Errors
+/// When one cannot be looked at.
+pub(crate) fn overlap<'a>(places: impl Iterator<Item = &'a Path>) -> Result<Option<(&'a Path, &'a Path)>, DiskError> {
+    let mut before: Vec<(PathBuf, &Path)> = Vec::new();
+    for place in places {
+        let real = resolved(place)?;
+        if let Some((_, other)) = before.iter().find(|(other, _)| real.starts_with(other) || other.starts_with(&real)) {
+            return Ok(Some((other, place)));
+        }
+        before.push((real, place));
+    }
+    Ok(None)
+}
+
+/// An absolute path with the links in the part of it that exists followed. Where nothing is there are no links, so
+/// `..` leads back from it by name.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub(crate) fn resolved(path: &Path) -> Result<PathBuf, DiskError> {
+    let there = existing(path);
+    let mut real = there.canonicalize().map_err(|e| DiskError::new("find", there, e))?;
+    for part in path.strip_prefix(there).unwrap_or_else(|_| Path::new("")).components() {
+        match part {
+            Component::ParentDir => {
+                real.pop();
+            }
+            part => real.push(part),
+        }
+    }
+    Ok(real)
+}
+
+/// The deepest part of the path that exists.
+pub(crate) fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|part| part.exists()).unwrap_or_else(|| Path::new("/"))
+}
+
 /// Whether the data directory has the place by a link already.
 fn is_linked(disk: &dyn Disk, places: &Places, place: &Path) -> Result<bool, DataDirError> {
     for TablespacePlace { oid, .. } in places.tablespaces.iter().filter(|t| t.path.as_deref() == Some(place)) {
@@ -73,6 +113,15 @@ fn is_linked(disk: &dyn Disk, places: &Places, place: &Path) -> Result<bool, Dat
         }
     }
     Ok(false)
+}
+
+/// Whether an empty directory is there.
+fn is_there(disk: &dyn Disk, path: &Path) -> Result<bool, DataDirError> {
+    match disk.metadata(path)? {
+        None => Ok(false),
+        Some(found) if found.kind == EntryKind::Directory && disk.list(path)?.is_empty() => Ok(true),
+        Some(_) => Err(DataDirError::NotEmpty(path.to_owned())),
+    }
 }
 
 /// What is to be removed if it fails.
@@ -85,25 +134,29 @@ pub(super) struct Made {
 impl Made {
     /// Makes the places, or makes sure that they are empty still; all or none.
     pub(super) fn make(disk: &dyn Disk, places: &Places) -> Result<Self, DataDirError> {
-        let mut made = Self::default();
-        for place in places.all() {
-            if let Err(e) = made.add(disk, place) {
-                // Why it failed matters more than an empty directory that is left.
-                let _ = made.remove(disk);
-                return Err(e);
-            }
-        }
-        Ok(made)
+        Self::make_all(disk, &places.all().collect::<Vec<_>>())
     }
 
     /// The same for those that a data directory which is there does not have yet.
     pub(super) fn make_others(disk: &dyn Disk, places: &Places) -> Result<Self, DataDirError> {
-        let mut made = Self::default();
+        let mut others = Vec::new();
         for place in places.all().filter(|place| *place != places.data) {
-            if is_linked(disk, places, place)? {
-                continue;
+            if !is_linked(disk, places, place)? {
+                others.push(place);
             }
+        }
+        Self::make_all(disk, &others)
+    }
+
+    /// Nothing is touched before all are known to be free.
+    fn make_all(disk: &dyn Disk, places: &[&Path]) -> Result<Self, DataDirError> {
+        for place in places {
+            is_there(disk, place)?;
+        }
+        let mut made = Self::default();
+        for place in places {
             if let Err(e) = made.add(disk, place) {
+                // Why it failed matters more than an empty directory that is left.
                 let _ = made.remove(disk);
                 return Err(e);
             }
@@ -115,9 +168,8 @@ impl Made {
         if let Some(parent) = path.parent() {
             let _above = disk.make_dirs(parent, 0o755)?;
         }
-        let Some(found) = disk.metadata(path)? else { return self.add_new(disk, path) };
-        if found.kind != EntryKind::Directory || !disk.list(path)?.is_empty() {
-            return Err(DataDirError::NotEmpty(path.to_owned()));
+        if !is_there(disk, path)? {
+            return self.add_new(disk, path);
         }
         self.places.push((path.to_owned(), true));
         Ok(())

@@ -146,6 +146,32 @@ fn tree(disk: &Simulated, dir: &Path) -> Vec<(PathBuf, String)> {
     all
 }
 
+/// Whatever pieces the archive comes in.
+#[test]
+fn files_are_written_in_large_pieces() {
+    let content: Vec<u8> = (0..3 * WRITE + 5).map(|at| (at % 251) as u8).collect();
+    let things = [
+        Thing::File("one", content.clone(), 0o600),
+        Thing::File("empty", Vec::new(), 0o600),
+        Thing::File("two", content.clone(), 0o600),
+    ];
+    let archive = tar(&things);
+    for piece in [4000, WRITE, archive.len()] {
+        let disk = Simulated::new(BLOCK);
+        let mut data = make(&disk).unwrap();
+        let (mut reader, before) = (TarReader::new(), disk.calls(Call::Write));
+        for part in archive.chunks(piece) {
+            reader.feed(part, &mut |event| data.take(None, &event).map(drop)).unwrap();
+        }
+        assert!(disk.calls(Call::Write) - before <= 14, "{piece}: {}", disk.calls(Call::Write) - before);
+        for name in ["one", "two"] {
+            let path = Path::new("/top/data").join(name);
+            let read = read_bounded(&disk, &path, 1 << 30).unwrap().unwrap().unwrap();
+            assert!(read == content, "{piece} {name}");
+        }
+    }
+}
+
 #[test]
 fn whatever_fails_nothing_is_left_but_what_was_there() {
     let calls = [Call::Create, Call::Open, Call::Write, Call::Sync, Call::SyncDir, Call::SyncFilesystem, Call::Rename];

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::super::{Mapping, Owner, RestoreError};
 use super::{PlannedWal, delta};
+use crate::datadir::{existing, overlap, resolved};
 use crate::disk::{Disk, EntryKind};
 use crate::repository::{Kind, Repository, Seal};
 
@@ -115,8 +116,7 @@ pub(in crate::restore) fn check_mappings(backup: &Seal, mappings: &[Mapping]) ->
 pub(super) fn check_apart(repo: &Path, target: &Place, tablespaces: &[PlannedTablespace]) -> Result<(), RestoreError> {
     let repo = resolved(repo)?;
     let all = [target].into_iter().chain(tablespaces.iter().filter_map(|tablespace| tablespace.new.as_ref()));
-    let mut before: Vec<(PathBuf, &Path)> = Vec::new();
-    for place in all {
+    for place in all.clone() {
         let real = resolved(&place.path)?;
         if real.starts_with(&repo) {
             return Err(RestoreError::InRepository(place.path.clone()));
@@ -125,25 +125,11 @@ pub(super) fn check_apart(repo: &Path, target: &Place, tablespaces: &[PlannedTab
         if repo.starts_with(&real) {
             return Err(RestoreError::Overlap(repo, place.path.clone()));
         }
-        if let Some((_, other)) = before.iter().find(|(other, _)| real.starts_with(other) || other.starts_with(&real)) {
-            return Err(RestoreError::Overlap((*other).to_owned(), place.path.clone()));
-        }
-        before.push((real, &place.path));
     }
-    Ok(())
-}
-
-/// The path with the links in the part of it that exists followed.
-fn resolved(path: &Path) -> Result<PathBuf, RestoreError> {
-    let there = existing(path);
-    let wrong = |source| RestoreError::Path { path: there.to_owned(), source };
-    let real = there.canonicalize().map_err(wrong)?;
-    Ok(path.strip_prefix(there).map_or_else(|_| real.clone(), |rest| real.join(rest)))
-}
-
-/// The deepest part of the path that exists.
-fn existing(path: &Path) -> &Path {
-    path.ancestors().find(|part| part.exists()).unwrap_or_else(|| Path::new("/"))
+    match overlap(all.map(|place| place.path.as_path()))? {
+        Some((one, other)) => Err(RestoreError::Overlap(one.to_owned(), other.to_owned())),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn measure(
