@@ -12,7 +12,7 @@ use crate::cluster::{Cluster, Setup};
 use crate::drill::drill;
 use crate::load::{Load, compare};
 use crate::program::{Ended, receive, run, walhold};
-use crate::room::{Outcome, Room, Skip};
+use crate::room::{Outcome, Room, SOON, Skip, wait_until};
 use crate::stock::{amcheck, names, plain_copy, verify_backup};
 
 /// The first that knows of them.
@@ -183,7 +183,6 @@ pub(crate) fn cut_off_and_grown_at_once(room: &Room) -> Outcome {
 
     let data = room.path("restored-data");
     restore(room, &repo, &data, &["-T", &format!("{}={}", old.display(), new.display())]).expect(0);
-    verify_backup(room, &data, &plain_copy(room, &repo.join("wal"), "plain"))?;
     let restored = fs::read(data.join(&file)).unwrap();
     let mut server = Cluster::restored(room, "restored", data);
     server.start();
@@ -221,14 +220,19 @@ pub(crate) fn needs_the_wal_between(room: &Room) -> Outcome {
         primary.switch_segment();
     }
     primary.wait_for_slot("walhold", primary.flushed());
-    let complete = |name: &String| !name.contains(".partial") && !name.contains("history");
-    let segments: Vec<String> = names(&repo.join("wal")).into_iter().filter(complete).collect();
+    // None is being compressed, so that the one that is moved away is all there is of it.
+    let segments = || {
+        let complete = |name: &String| !name.contains(".partial") && !name.contains("history");
+        names(&repo.join("wal")).into_iter().filter(complete).collect::<Vec<_>>()
+    };
+    wait_until("the segments to be compressed", SOON, || segments().iter().all(|name| name.ends_with(".zst")));
+    let segments = segments();
     let lost = &segments[segments.len() - 2];
     let (there, away) = (repo.join("wal").join(lost), room.path("away"));
     fs::rename(&there, &away).unwrap();
     let before = ids(&repo);
     let segment = lost.split('.').next().unwrap();
-    incremental(room, &repo, &primary).refused(1, &[segment, &before[0], "leave --incremental out"]);
+    incremental(room, &repo, &primary).refused(1, &[segment, &before[0]]);
     assert_eq!(ids(&repo), before);
     fs::rename(&away, &there).unwrap();
     incremental(room, &repo, &primary).expect(0);
