@@ -12,7 +12,7 @@ use crate::cluster::{Cluster, Setup};
 use crate::drill::drill;
 use crate::load::{Load, compare};
 use crate::program::{Ended, receive, run, walhold};
-use crate::room::{Outcome, Room, Skip};
+use crate::room::{Outcome, Room, SOON, Skip, wait_until};
 use crate::stock::{amcheck, names, plain_copy, verify_backup};
 
 /// The first that knows of them.
@@ -144,6 +144,100 @@ pub(crate) fn cut_off_and_grown(room: &Room) -> Outcome {
     server.start();
     server.wait_for_promotion();
     assert_eq!(digests(&server), at_source);
+    Ok(())
+}
+
+/// The same between two backups: the server's list of changes does not tell where the file was cut off, and the WAL
+/// does. What is behind the cut is in no later backup, and must not come from the older one.
+pub(crate) fn cut_off_and_grown_at_once(room: &Room) -> Outcome {
+    supported(room)?;
+    let primary = Cluster::with(room, "primary", &SUMMARIZING);
+    let (old, new) = (room.path("old-space"), room.path("new-space"));
+    room.make_dir(&old);
+    primary.rows(&format!("create tablespace elsewhere location '{}'", old.display()));
+    let tables = ["shrunk", "far"];
+    for (table, place) in tables.into_iter().zip(["", "tablespace elsewhere"]) {
+        primary.rows(&format!(
+            "create table {table} (i int, x text) {place}; alter table {table} alter x set storage plain;
+             insert into {table} select i, repeat('x', 900) from generate_series(1, 3200) i"
+        ));
+        primary.rows(&format!("vacuum {table}"));
+    }
+    let repo = room.path("repo");
+    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    receiver.wait_until_it_streams(&primary);
+    backup(room, &repo, &primary).expect(0);
+    let rows = room.path("rows");
+    let copy = "select i, repeat('y', 900) from generate_series(10001, 11000) i";
+    primary.rows(&format!("copy ({copy}) to '{}'", rows.display()));
+    for table in tables {
+        primary.rows(&format!("delete from {table} where i > 80"));
+        primary.rows(&format!("vacuum (truncate) {table}"));
+        primary.rows(&format!("copy {table} from '{}'", rows.display()));
+    }
+    incremental(room, &repo, &primary).expect(0);
+    let (at_source, file) = (digests(&primary), primary.sql("select pg_relation_filepath('shrunk')"));
+    primary.wait_for_slot("walhold", primary.flushed());
+    receiver.terminate().expect(0);
+    verify(room, &repo).expect(0).says("USABLE");
+
+    let data = room.path("restored-data");
+    restore(room, &repo, &data, &["-T", &format!("{}={}", old.display(), new.display())]).expect(0);
+    let restored = fs::read(data.join(&file)).unwrap();
+    let mut server = Cluster::restored(room, "restored", data);
+    server.start();
+    server.wait_for_promotion();
+    assert_eq!(digests(&server), at_source);
+    amcheck(room, &server);
+
+    // PostgreSQL's tool brings the deleted rows back: else the case would not be this one.
+    let (chain, combined) = (ids(&repo), room.path("combined"));
+    let parts: Vec<PathBuf> = chain.iter().map(|id| unpack(room, &repo, id)).collect();
+    let mut command = room.command(&room.tool("pg_combinebackup")?);
+    command.args(&parts).arg("-o").arg(&combined);
+    for oid in names(&parts[1].join("pg_tblspc")) {
+        let there = fs::read_link(parts[1].join("pg_tblspc").join(&oid)).unwrap();
+        command.arg("-T").arg(format!("{}={}", there.display(), room.path("combined-space").display()));
+    }
+    room.must(&mut command);
+    let deleted = |content: &[u8]| content.split(|byte| *byte != b'x').filter(|run| run.len() >= 900).count();
+    let theirs = fs::read(combined.join(&file)).unwrap();
+    assert!(deleted(&theirs) > 80 && deleted(&restored) <= 80, "{} {}", deleted(&theirs), deleted(&restored));
+    Ok(())
+}
+
+/// All WAL since the parent must be held, for it alone tells where files were cut off.
+pub(crate) fn needs_the_wal_between(room: &Room) -> Outcome {
+    supported(room)?;
+    let primary = Cluster::with(room, "primary", &SUMMARIZING);
+    primary.rows("create table t as select i from generate_series(1, 10000) i");
+    let repo = room.path("repo");
+    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    receiver.wait_until_it_streams(&primary);
+    backup(room, &repo, &primary).expect(0);
+    for _segment in 0..4 {
+        primary.rows("update t set i = i + 1 where i % 100 = 0");
+        primary.switch_segment();
+    }
+    primary.wait_for_slot("walhold", primary.flushed());
+    // None is being compressed, so that the one that is moved away is all there is of it.
+    let segments = || {
+        let complete = |name: &String| !name.contains(".partial") && !name.contains("history");
+        names(&repo.join("wal")).into_iter().filter(complete).collect::<Vec<_>>()
+    };
+    wait_until("the segments to be compressed", SOON, || segments().iter().all(|name| name.ends_with(".zst")));
+    let segments = segments();
+    let lost = &segments[segments.len() - 2];
+    let (there, away) = (repo.join("wal").join(lost), room.path("away"));
+    fs::rename(&there, &away).unwrap();
+    let before = ids(&repo);
+    let segment = lost.split('.').next().unwrap();
+    incremental(room, &repo, &primary).refused(1, &[segment, &before[0]]);
+    assert_eq!(ids(&repo), before);
+    fs::rename(&away, &there).unwrap();
+    incremental(room, &repo, &primary).expect(0);
+    receiver.terminate().expect(0);
+    verify(room, &repo).expect(0).says("USABLE");
     Ok(())
 }
 

@@ -102,6 +102,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p3_a_restore_to_a_disk_that_fills_up_leaves_nothing", restore::disk_full),
     ("p3_incremental_backups_under_load_restore", incremental::chain_under_load),
     ("p3_what_was_cut_off_does_not_come_back", incremental::cut_off_and_grown),
+    ("p3_what_was_cut_off_between_two_backups_does_not_come_back", incremental::cut_off_and_grown_at_once),
+    ("p3_an_incremental_backup_needs_the_wal_since_its_parent", incremental::needs_the_wal_between),
     ("p3_incremental_backups_are_refused_with_what_to_do", incremental::refusals),
     ("p4_a_chain_of_backups_is_one", incremental::chains_stay_whole),
     ("p3_what_a_command_copies_restores", low_level::by_command),

@@ -98,6 +98,7 @@ pub(crate) fn seal_of(id: BackupId, start: Pos, stop: Pos, files: Vec<SealedFile
         label: String::new(),
         kind: Kind::Full,
         parent: None,
+        cuts: Default::default(),
         system_identifier: SYSTEM,
         server_version: version(),
         segment_size: SIZE,

@@ -4,7 +4,7 @@
 use thiserror::Error;
 
 use super::{Archive, ArchiveError, Stopped};
-use crate::wal::{Broken, Chain, Lsn, Pos, RecordKind, Seed, Segment};
+use crate::wal::{Broken, Chain, Lsn, Pos, Record, RecordKind, Seed, Segment};
 
 /// What must be reached for the copied files to be one state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,6 +126,23 @@ impl Archive {
     /// [`NotProven`] with the first thing that is wrong.
     pub fn prove(&self, start: Lsn, stop: Pos, end: EndOfBackup) -> Result<Proof, NotProven> {
         let upto = stop.lsn();
+        let mut ends = false;
+        let whole = self.read_records(start, stop, &mut |record| {
+            ends |= record.kind() == RecordKind::BackupEnd(start) && record.end.min(upto) == upto;
+        })?;
+        if (end == EndOfBackup::Record && !ends) || whole < upto {
+            return Err(NotProven::NoEndRecord { start, stop: upto });
+        }
+        Ok(Proof { start, stop, segments: self.segments_between(start, stop)? })
+    }
+
+    /// Shows every record from the one at `start`, the redo position of a backup, to `stop` (exclusive), on the way to
+    /// the timeline of `stop`, and perhaps some before. The end of the last one is given back.
+    ///
+    /// # Errors
+    /// As [`Archive::prove`].
+    pub fn read_records(&self, start: Lsn, stop: Pos, seen: &mut impl FnMut(&Record<'_>)) -> Result<Lsn, NotProven> {
+        let upto = stop.lsn();
         if start >= upto {
             return Err(NotProven::NoSuchRange { start, stop: upto });
         }
@@ -133,10 +150,10 @@ impl Archive {
         let first = Segment::containing(stop.at(start), self.size);
         let seed = Seed { start: first.start(), size: self.size, system_id: self.system_id, newest_tli: stop.tli() };
         let mut chain = Chain::new(seed).along(&route);
-        let (mut starts, mut ends) = (false, false);
+        let mut starts = false;
         let stopped = self.walk(&route, &mut chain, upto, &mut |record| {
             starts |= record.start == start;
-            ends |= record.kind() == RecordKind::BackupEnd(start) && record.end.min(upto) == upto;
+            seen(record);
         })?;
         match stopped {
             Stopped::Reached => {}
@@ -148,12 +165,6 @@ impl Archive {
                 return Err(NotProven::Invalid { segment, broken, start, stop: upto });
             }
         }
-        if !starts {
-            return Err(NotProven::NoRecordAtStart(start));
-        }
-        if (end == EndOfBackup::Record && !ends) || chain.whole() < upto {
-            return Err(NotProven::NoEndRecord { start, stop: upto });
-        }
-        Ok(Proof { start, stop, segments: self.segments_between(start, stop)? })
+        if starts { Ok(chain.whole()) } else { Err(NotProven::NoRecordAtStart(start)) }
     }
 }

@@ -12,12 +12,12 @@ use crate::connection::{ConnectError, Error as SessionError};
 use crate::disk::DiskError;
 use crate::image::{
     ControlError, Difference, IncrementalError, LabelError, ManifestError, MemberPath, NameClash, TablespaceMapError,
-    TarError,
+    TarError, TooManyCuts,
 };
 use crate::protocol::{ServerVersion, SlotNameError};
 use crate::receive::ReceiveError;
 use crate::repository::{BackupId, ContentError, NotUsable, RepositoryError, SealError};
-use crate::wal::{Lsn, Pos, Segment, TimelineId};
+use crate::wal::{Lsn, OddTruncation, Pos, Segment, TimelineId};
 
 /// Why a backup is not sealed. What was copied is removed, unless the error says that it waits.
 #[derive(Debug, Error)]
@@ -156,6 +156,40 @@ pub enum BackupError {
         /// What the server says.
         source: SessionError,
     },
+    /// The WAL since the parent is not all there, and it alone tells what was cut off.
+    #[error(
+        "segment {segment} is missing: without all WAL since backup {parent} nothing tells what was cut off since then"
+    )]
+    ChangesNotHeld {
+        /// What it was to be based on.
+        parent: BackupId,
+        /// The first that is not whole.
+        segment: Segment,
+    },
+    /// The same, found when it was read.
+    #[error("the WAL since backup {parent}, which tells what was cut off since then, is not whole: {source}")]
+    ChangesNotRead {
+        /// What it was to be based on.
+        parent: BackupId,
+        /// What is wrong with it.
+        source: NotProven,
+    },
+    /// The server is newer than what is known here.
+    #[error("the WAL since backup {parent} does not tell what was cut off since then: {source}")]
+    OddTruncation {
+        /// What it was to be based on.
+        parent: BackupId,
+        /// Which record.
+        source: OddTruncation,
+    },
+    /// A seal could not hold it.
+    #[error("{source} since backup {parent}")]
+    TooManyCuts {
+        /// What it was to be based on.
+        parent: BackupId,
+        /// How many may be.
+        source: TooManyCuts,
+    },
     /// A file that holds changes cannot be read.
     #[error("the server sent \"{path}\", and {source}")]
     Increment {
@@ -208,7 +242,8 @@ impl BackupError {
         match self {
             Self::Repository(RepositoryError::Disk(e)) | Self::Archive(ArchiveError::Disk(e)) => Some(e),
             Self::Seal(SealError::Repository(RepositoryError::Disk(e))) => Some(e),
-            Self::NotProven(NotProven::Archive(ArchiveError::Disk(e))) => Some(e),
+            Self::NotProven(NotProven::Archive(ArchiveError::Disk(e)))
+            | Self::ChangesNotRead { source: NotProven::Archive(ArchiveError::Disk(e)), .. } => Some(e),
             Self::Copy(CopyError::Disk(e)) => Some(e),
             Self::Receive(e) => e.disk(),
             _ => None,

@@ -5,6 +5,7 @@
 //! is read back, and only then is the seal written.
 
 mod copy;
+mod cuts;
 mod error;
 mod low_level;
 mod parent;
@@ -101,6 +102,8 @@ pub enum Event {
     Hashing,
     /// These were removed from the copy: no server would have sent them.
     LeftOut(Vec<String>),
+    /// The WAL since the parent of an incremental backup is read for what was cut off.
+    ReadingChanges,
     /// The WAL is durable; it is read back.
     Proving,
     /// The server has something to say.

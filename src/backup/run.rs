@@ -56,7 +56,10 @@ impl<'a> Run<'a> {
         }
         let slot = self.make_slot().await?;
         let mut wal = self.secure(&slot, tell).await?;
-        let sealed = self.copy_and_seal(&mut wal, slot, config_files, tell).await;
+        let sealed = match self.changes_are_held().await {
+            Ok(()) => self.copy_and_seal(&mut wal, slot, config_files, tell).await,
+            Err(e) => Err(e),
+        };
         wal.close().await;
         sealed
     }
@@ -118,7 +121,11 @@ impl<'a> Run<'a> {
             return Err(BackupError::Promoted { from: started.start, to: stop });
         }
         let min_recovery = self.agreed(&copied, started.start, stop)?;
-        let seal = self.seal(folder.id(), &started, stop, copied, min_recovery, slot, config_files)?;
+        let mut seal = self.seal(folder.id(), &started, stop, copied, min_recovery, slot, config_files)?;
+        if self.parent.is_some() {
+            tell(Event::ReadingChanges);
+            seal.cuts = self.cuts(started.start).await?;
+        }
         self.complete(folder, pending, seal, wal, tell).await
     }
 
@@ -242,7 +249,11 @@ impl<'a> Run<'a> {
 
     fn checked(&self, against: String) -> Vec<String> {
         let files = format!("every data file against the server's manifest, {against}");
-        let changes = self.parent.as_ref().map(|_| "which blocks the files of changes hold".to_owned());
+        let changes = [
+            "which blocks the files of changes hold",
+            "every WAL record since the parent's start, for what was cut off",
+        ];
+        let changes = changes.into_iter().filter(|_| self.parent.is_some()).map(str::to_owned);
         [files].into_iter().chain(changes).chain(WAL_CHECKED.map(str::to_owned)).collect()
     }
 }

@@ -14,7 +14,7 @@ use super::{BackupError, Event, Options};
 use crate::archive::{Archive, Durable, NotProven, Proof, Stored};
 use crate::connection::{Purpose, Session, SlotAnswer};
 use crate::disk::Lock;
-use crate::image::ManifestAlgorithm;
+use crate::image::{Cuts, ManifestAlgorithm};
 use crate::protocol::{Retention, SlotKind, SlotName, SlotState};
 use crate::receive::Upstream;
 use crate::repository::{
@@ -262,6 +262,7 @@ impl<'a> Run<'a> {
             label: self.options.label.clone(),
             kind: Kind::Full,
             parent: None,
+            cuts: Cuts::default(),
             system_identifier: self.system_id,
             server_version: self.server_version(),
             segment_size: self.archive.size().bytes(),

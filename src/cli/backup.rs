@@ -207,6 +207,7 @@ impl Teller {
                     warn!("{count} names were removed from the copy, for no server sends them: {first}{more}")
                 });
             }
+            Event::ReadingChanges => self.log("reading the WAL since that backup for what was cut off"),
             Event::Proving => self.log("its WAL is durable; reading every record back"),
             Event::Notice(text) => self.bar.suspend(|| warn!("the server says: {text}")),
         }

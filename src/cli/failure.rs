@@ -299,6 +299,17 @@ impl From<BackupError> for Failure {
                 "set summarize_wal = on and reload the server (wal_level must not be minimal), then take a full backup: \
                  incremental ones can be based on it",
             ),
+            BackupError::ChangesNotHeld { .. } => failure.hint(
+                "take a full backup: leave --incremental out; with walhold receive running all the time, later ones can \
+                 be based on it",
+            ),
+            BackupError::ChangesNotRead { .. } => failure.exit(Exit::NotUsable).hint(
+                "nothing was kept; take a full backup: leave --incremental out; walhold verify shows what is missing \
+                 or damaged",
+            ),
+            BackupError::OddTruncation { .. } | BackupError::TooManyCuts { .. } => {
+                failure.hint("nothing was kept; take a full backup: leave --incremental out")
+            }
             BackupError::NoParent(_) => failure.hint("take a full backup first: leave --incremental out"),
             BackupError::Chain(NotUsable::Repository(e)) => e.into(),
             BackupError::Chain(_) => failure.hint("walhold list shows the backups; try again"),

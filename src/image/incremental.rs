@@ -270,6 +270,11 @@ impl Sought {
         self.reach = self.reach.min(older.truncation);
     }
 
+    /// From this block on, nothing counts of what is older than the file that was gone through last.
+    pub fn cut(&mut self, blocks: u32) {
+        self.reach = self.reach.min(blocks);
+    }
+
     /// Whether nothing was found yet, and the file may be, unchanged, that of an older backup.
     pub fn is_untouched(&self) -> bool {
         self.found.is_empty() && self.reach == self.length

@@ -14,6 +14,7 @@
 
 mod agreement;
 mod control;
+mod cuts;
 mod fit;
 mod incremental;
 mod label;
@@ -26,6 +27,7 @@ mod tar;
 
 pub use agreement::agreement;
 pub use control::{ClusterState, ControlError, ControlFile, WalLevel};
+pub use cuts::{Cuts, TooManyCuts};
 pub use fit::Misfit;
 pub use incremental::{Increment, IncrementReader, IncrementalError, Sought, stands_for};
 pub use label::{

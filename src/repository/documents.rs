@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::sealed::{Document, Sha256Sum, as_text};
 use crate::archive::EndOfBackup;
-use crate::image::ManifestAlgorithm;
+use crate::image::{Cuts, ManifestAlgorithm};
 use crate::wal::{History, Lsn, Pos, Segment, TimelineId};
 
 /// The name of a backup and of its folder: the second in which it was begun, in UTC, as
@@ -322,6 +322,9 @@ pub struct Seal {
     pub kind: Kind,
     /// The backup that an incremental one is based on.
     pub parent: Option<BackupId>,
+    /// Of an incremental one: what was cut off since its parent started, before it started itself.
+    #[serde(default, skip_serializing_if = "Cuts::is_empty")]
+    pub cuts: Cuts,
     /// The cluster.
     #[serde(with = "as_text")]
     pub system_identifier: u64,

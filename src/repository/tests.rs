@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::archive::{Durable, EndOfBackup, Follower, Proof};
 use crate::disk::Real;
-use crate::image::ManifestAlgorithm;
+use crate::image::{Cuts, ManifestAlgorithm};
 use crate::wal::chain::built::Log;
 use crate::wal::{History, Lsn, Pos, TimelineId};
 
@@ -75,6 +75,7 @@ pub(crate) fn seal_of(id: BackupId, start: Pos, stop: Pos, files: Vec<SealedFile
         label: "night \"1\"".to_owned(),
         kind: Kind::Full,
         parent: None,
+        cuts: Cuts::default(),
         system_identifier: SYSTEM,
         server_version: version(),
         segment_size: SIZE,

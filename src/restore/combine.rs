@@ -3,7 +3,8 @@
 //!
 //! The newest comes first. It says which files there are, and brings the blocks that changed last. Then come the older
 //! ones, and of each only those blocks are written that are still missing, until the full backup has brought the rest.
-//! Blocks that nobody brings are zeros: the server had made the file longer and logged nothing of it yet.
+//! Blocks that nobody brings are zeros: the server had made the file longer and logged nothing of it yet. So are, unlike
+//! what that tool makes of them, blocks behind where the file was cut off since the older backup, as the seal says.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -102,11 +103,13 @@ pub(super) fn combine(
     let (read, listed) = combine.pass(repository, newest, Pass::Newest(data), tell)?;
     let layout = read.layout.ok_or(CombineError::UnknownLayout(newest.id))?;
     combine.lengthen(newest.id, layout)?;
+    combine.cut(newest, layout);
     let mut child = (newest, read.changes_since);
     for older in chain {
         check_base(child, older)?;
         let (read, _) = combine.pass(repository, older, Pass::Older(layout), tell)?;
         combine.next(older.id)?;
+        combine.cut(older, layout);
         child = (older, read.changes_since);
     }
     if let Some(path) = combine.files.keys().next() {
@@ -319,6 +322,15 @@ impl Combine<'_> {
             part.met = false;
         }
         Ok(())
+    }
+
+    /// Nothing older than this backup counts where the WAL before it cut a file off.
+    fn cut(&mut self, seal: &Seal, layout: Layout) {
+        for (name, part) in self.files.iter_mut().filter(|_| !seal.cuts.is_empty()) {
+            if let Some(limit) = seal.cuts.limit(name, layout.block_size, layout.file_blocks) {
+                part.sought.cut(limit);
+            }
+        }
     }
 
     /// Of an older backup: what is still sought.

@@ -10,7 +10,7 @@ mod segment;
 pub use chain::{Broken, Chain, Fault, Seed};
 pub use history::{History, HistoryError, HistoryFile, Switch};
 pub use position::{Lsn, ParseLsnError, Pos, TimelineId};
-pub use record::{Record, RecordKind, RestorePoint, ServerTime, TransactionEnd};
+pub use record::{OddTruncation, Record, RecordKind, RestorePoint, ServerTime, TransactionEnd, Truncation};
 pub use segment::{ParseSegmentSizeError, Segment, SegmentSize};
 
 /// Size in bytes of a WAL page (`XLOG_BLCKSZ`; every packaged server uses this value, and the

@@ -1,12 +1,14 @@
 //! A record of the log, and what walhold reads in it.
 
 use jiff::Timestamp;
+use thiserror::Error;
 
 use super::Lsn;
 
 /// Resource managers, from `src/include/access/rmgrlist.h`.
 const RM_XLOG: u8 = 0;
 const RM_XACT: u8 = 1;
+const RM_SMGR: u8 = 2;
 const RM_TBLSPC: u8 = 5;
 
 /// Types of the first, from `src/include/catalog/pg_control.h`.
@@ -26,7 +28,13 @@ const XACT_COMMIT_PREPARED: u8 = 0x30;
 const XACT_ABORT_PREPARED: u8 = 0x40;
 const XACT_HAS_INFO: u8 = 0x80;
 
-/// A type of the third, from `src/include/commands/tablespace.h`.
+/// A type of the third, from `src/include/catalog/storage_xlog.h`, and the forks that are cut off with it.
+const XLOG_SMGR_TRUNCATE: u8 = 0x20;
+const TRUNCATE_MAIN: u32 = 1 << 0;
+const TRUNCATE_VISIBILITY: u32 = 1 << 1;
+const TRUNCATE_FREE_SPACE: u32 = 1 << 2;
+
+/// A type of the last, from `src/include/commands/tablespace.h`.
 const XLOG_TBLSPC_CREATE: u8 = 0x00;
 
 /// A restore point's name has this room, the NUL at its end included (`MAXFNAMELEN`).
@@ -122,6 +130,28 @@ pub struct RestorePoint<'a> {
     /// Its name, in the encoding of the database in which it was made.
     pub name: &'a [u8],
 }
+
+/// A relation was cut off (`xl_smgr_truncate`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Truncation {
+    /// Object id of its tablespace.
+    pub tablespace: u32,
+    /// Object id of its database, 0 of a relation of all.
+    pub database: u32,
+    /// The number that its files are called by.
+    pub relation: u32,
+    /// So many blocks of the relation itself are left, whichever forks are cut off.
+    pub blocks: u32,
+    /// Whether the relation itself is cut off.
+    pub main: bool,
+    /// Whether its visibility map is.
+    pub visibility: bool,
+}
+
+/// A record cannot be read as the servers write it that are known here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("the record at {0} tells that a relation was cut off, in a form that is not known here")]
+pub struct OddTruncation(pub Lsn);
 
 impl Record<'_> {
     /// How many bytes of the data of such a record are kept at least, if it has so many.
@@ -225,6 +255,28 @@ impl Record<'_> {
         path.split(|byte| *byte == 0).next()
     }
 
+    /// What it cuts off, if it does.
+    ///
+    /// # Errors
+    /// When it does and has another length, or flags that 17 and 18 do not have.
+    pub fn truncation(&self) -> Result<Option<Truncation>, OddTruncation> {
+        if self.rmid != RM_SMGR || self.info & 0xF0 != XLOG_SMGR_TRUNCATE {
+            return Ok(None);
+        }
+        self.read_truncation().map(Some).ok_or(OddTruncation(self.start))
+    }
+
+    fn read_truncation(&self) -> Option<Truncation> {
+        let (words, rest) = self.main()?.as_chunks::<4>();
+        let [blocks, tablespace, database, relation, flags] = words else { return None };
+        let [blocks, tablespace, database, relation, flags] =
+            [blocks, tablespace, database, relation, flags].map(|word| u32::from_le_bytes(*word));
+        let known = TRUNCATE_MAIN | TRUNCATE_VISIBILITY | TRUNCATE_FREE_SPACE;
+        let (main, visibility) = (flags & TRUNCATE_MAIN != 0, flags & TRUNCATE_VISIBILITY != 0);
+        let sound = rest.is_empty() && flags & !known == 0;
+        sound.then_some(Truncation { tablespace, database, relation, blocks, main, visibility })
+    }
+
     fn main_lsn(&self) -> Option<Lsn> {
         self.main_start().map(|bytes| Lsn::new(u64::from_le_bytes(bytes)))
     }
@@ -266,6 +318,37 @@ mod tests {
         assert_eq!(record(5, 0x00, &inside).tablespace_made(), Some(&b""[..]));
         assert_eq!(record(5, 0x10, &data).tablespace_made(), None, "dropped");
         assert_eq!(record(4, 0x00, &data).tablespace_made(), None, "another resource manager");
+    }
+
+    #[test]
+    fn truncations_are_read() {
+        let main = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let short = |words: &[u32]| [&[255, 20][..], &main(words)].concat();
+        let read = |data: &[u8]| record(2, 0x20, data).truncation();
+        let words = [44, 1663, 5, 16_384, 7];
+        let all =
+            Truncation { tablespace: 1663, database: 5, relation: 16_384, blocks: 44, main: true, visibility: true };
+        assert_eq!(read(&short(&words)), Ok(Some(all)));
+        assert_eq!(record(2, 0x21, &short(&words)).truncation(), Ok(Some(all)), "with a flag of all records");
+        let long = [&[253, 1, 0, 252, 9, 0, 0, 0, 254, 20, 0, 0, 0][..], &main(&words)].concat();
+        assert_eq!(read(&long), Ok(Some(all)));
+        let map = Truncation { main: false, ..all };
+        assert_eq!(read(&short(&[44, 1663, 5, 16_384, 2])), Ok(Some(map)));
+        let none = Truncation { main: false, visibility: false, ..all };
+        assert_eq!(read(&short(&[44, 1663, 5, 16_384, 4])), Ok(Some(none)));
+        // A file is made; another resource manager.
+        assert_eq!(record(2, 0x10, &short(&words)).truncation(), Ok(None));
+        assert_eq!(record(1, 0x20, &short(&words)).truncation(), Ok(None));
+        // None is passed over that may have cut something off.
+        let odd = Err(OddTruncation(Lsn::new(8)));
+        let whole = short(&words);
+        for end in 0..whole.len() {
+            assert_eq!(read(&whole[..end]), odd, "cut short after {end}");
+        }
+        assert_eq!(read(&[&whole[..], &[0]].concat()), odd, "longer");
+        assert_eq!(read(&[&whole[..], &[0; 4]].concat()), odd, "longer by a member");
+        assert_eq!(read(&short(&[44, 1663, 5, 16_384, 8])), odd, "a fork that is not known");
+        assert_eq!(read(&[&[0, 0, 0, 0][..], &whole].concat()), odd, "a block reference");
     }
 
     #[test]

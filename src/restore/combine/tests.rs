@@ -11,7 +11,7 @@ use crate::image::Comparison;
 use crate::repository::Which;
 use crate::repository::made::{Parts, Thing, write_seal};
 use crate::repository::tests::{now, proven, with_wal};
-use crate::wal::Lsn;
+use crate::wal::{Lsn, Truncation};
 
 const BLOCK: usize = 8192;
 
@@ -168,6 +168,64 @@ fn a_chain_becomes_the_full_backup_that_it_amounts_to() {
     assert_eq!(differences.len(), 1, "but for what is configured: {differences:?}");
     assert_eq!(restored.compared.files, manifest.files().len() as u64);
     assert_eq!(manifest.system_identifier(), Some(scene.repository.system_id()));
+}
+
+/// Whole, then changes that reach over where the file was cut off: what is behind the cut is the later backup's, or
+/// zeros.
+#[test]
+fn p3_what_was_cut_off_does_not_come_back() {
+    let cut =
+        |main, relation, blocks| Truncation { tablespace: 1663, database: 5, relation, blocks, main, visibility: true };
+    let files = || {
+        vec![
+            vec![
+                file("base/5/1", blocks(&[1, 2, 3, 4, 5, 6])),
+                file("base/5/1_vm", blocks(&[9])),
+                file("base/5/2", blocks(&[1, 2, 3, 4, 5, 6])),
+                file("base/5/2_vm", blocks(&[9])),
+                file("base/5/3", blocks(&[1, 2])),
+                file("base/5/4.1", blocks(&[1, 2])),
+            ],
+            vec![
+                file("base/5/INCREMENTAL.1", changes(&[(0, 11), (4, 15)], 6)),
+                file("base/5/INCREMENTAL.1_vm", changes(&[], 1)),
+                file("base/5/INCREMENTAL.2", changes(&[(1, 22), (5, 26)], 6)),
+                file("base/5/INCREMENTAL.2_vm", changes(&[(0, 8)], 1)),
+                file("base/5/INCREMENTAL.3", changes(&[], 2)),
+                file("base/5/INCREMENTAL.4.1", changes(&[], 2)),
+            ],
+            vec![
+                file("base/5/INCREMENTAL.1", changes(&[(3, 34)], 6)),
+                file("base/5/INCREMENTAL.1_vm", changes(&[], 1)),
+                file("base/5/INCREMENTAL.2", changes(&[(3, 34)], 6)),
+                file("base/5/INCREMENTAL.2_vm", changes(&[], 1)),
+                file("base/5/INCREMENTAL.3", changes(&[], 2)),
+                file("base/5/INCREMENTAL.4.1", changes(&[], 2)),
+            ],
+        ]
+    };
+    let mut scene = Scene::new(files());
+    // The first in the middle of the chain, the second at its end, the last in the file before.
+    scene.seals[1].cuts.note(&cut(true, 1, 2)).unwrap();
+    scene.seals[2].cuts.note(&cut(true, 2, 2)).unwrap();
+    scene.seals[1].cuts.note(&cut(false, 3, 1)).unwrap();
+    scene.seals[1].cuts.note(&cut(true, 4, 100)).unwrap();
+    scene.seals.iter().for_each(|seal| write_seal(&scene.repository, seal));
+    scene.restore().unwrap();
+    assert!(scene.read("base/5/1") == blocks(&[11, 2, 0, 34, 15, 0]));
+    assert!(scene.read("base/5/1_vm") == blocks(&[0]));
+    assert!(scene.read("base/5/2") == blocks(&[1, 22, 0, 34, 0, 0]));
+    assert!(scene.read("base/5/2_vm") == blocks(&[0]));
+    assert!(scene.read("base/5/3") == blocks(&[1, 2]), "its map alone was cut off");
+    assert!(scene.read("base/5/4.1") == blocks(&[0, 0]));
+    let (manifest, path) = (Manifest::parse(&scene.read("backup_manifest")).unwrap(), MemberPath::new(b"base/5/4.1"));
+    let mut hasher = Hasher::new(ManifestAlgorithm::Crc32c);
+    hasher.update(&blocks(&[0, 0]));
+    assert_eq!(manifest.file(&path.unwrap()).unwrap().checksum, hasher.finish());
+    // Without the cuts all would be as the files say.
+    let scene = Scene::new(files());
+    scene.restore().unwrap();
+    assert!(scene.read("base/5/1") == blocks(&[11, 2, 3, 34, 15, 6]));
 }
 
 #[test]
