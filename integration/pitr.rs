@@ -158,7 +158,7 @@ fn land(room: &Room, repo: &Path, history: &[Entry], wanted: &Wanted, promote: b
     let plan = restore(room, repo, &data, &[&arguments[..], &["--plan", "--json"]].concat()).expect(0).out;
     assert!(!data.exists(), "a plan wrote something");
     let plan: Value = serde_json::from_str(&plan).unwrap();
-    restore(room, repo, &data, &arguments).expect(0).says(", and stop at ");
+    restore(room, repo, &data, &arguments).expect(0).says("recovery stops at ");
     let mut server = Cluster::restored(room, &name, data.clone());
     server.start();
     if promote {
