@@ -27,6 +27,8 @@ const UPLOAD: usize = 64 << 10;
 
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long it is listened for why a connection cannot be written to any more.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Rows of one answer, and the bytes in them.
 const MAX_ROWS: usize = 20_000;
@@ -383,7 +385,25 @@ impl Session {
     pub async fn send_status(&mut self, status: &StandbyStatus) -> Result<(), Error> {
         let Mode::Streaming { .. } = self.mode else { return Err(Error::NotFree("reporting progress")) };
         status.encode(self.wire.outbox());
-        self.wire.flush().await.map_err(Error::Lost)
+        match self.wire.flush().await {
+            Ok(()) => Ok(()),
+            Err(lost) => Err(self.last_words().await.unwrap_or(Error::Lost(lost))),
+        }
+    }
+
+    /// What a server said before it closed the connection, if it did: it says why, and a failed write does not.
+    async fn last_words(&mut self) -> Option<Error> {
+        let listening = async {
+            loop {
+                match self.try_next_stream() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => self.wire.fill().await.ok()?,
+                    Err(said @ Error::Server(_)) => return Some(said),
+                    Err(_) => return None,
+                }
+            }
+        };
+        timeout(LAST_WORDS, listening).await.ok().flatten()
     }
 
     /// Ends the stream: what is still in flight is dropped. Also the answer to
