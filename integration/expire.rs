@@ -45,7 +45,7 @@ pub(crate) fn under_load(room: &Room) -> Outcome {
     expire(room, &repo, &["--keep-window", "1d"]).expect(0).says("removed 0 backups");
     let keep = |more: &[&str]| run(walhold(room, "keep").arg("--repo").arg(&repo).args(more));
     keep(&[&first[0]]).expect(0);
-    run(walhold(room, "list").arg("--repo").arg(&repo)).expect(0).says("complete  yes");
+    run(walhold(room, "list").arg("--repo").arg(&repo)).expect(0).says("complete  full yes");
     expire(room, &repo, &["--keep-last", "2"]).expect(0).says("marked with walhold keep");
     assert_eq!((listed().len(), oldest()), (3, before.clone()));
     keep(&[&first[0], "--undo"]).expect(0);

@@ -90,13 +90,7 @@ pub(crate) fn by_command(room: &Room) -> Outcome {
     let map = format!("{}={}", place.display(), moved.display());
     restore(room, &repo, &to, &["-T", &map]).expect(0);
     let plain = plain_copy(room, &repo.join("wal"), "plain");
-    // The map was rewritten for the new place, as our restore of any other backup does.
-    fs::copy(data.join("tablespace_map"), to.join("tablespace_map")).unwrap();
     let judged = verify_backup(room, &to, &plain);
-    room.write(
-        &to.join("tablespace_map"),
-        format!("{} {}\n", names(&folder(&repo).join("tablespaces"))[0], moved.display()),
-    );
     let mut server = Cluster::restored(room, "restored", to);
     server.start();
     server.wait_for_promotion();
