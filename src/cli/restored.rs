@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use indicatif::HumanBytes;
 
+use crate::connection::user_name;
 use crate::restore::{Owner, Plan, Restored};
 
 /// What was restored, what the server will read, how it is started, and what to look at then.
@@ -72,20 +73,11 @@ fn start(target: &Path, owner: Option<Owner>) -> String {
     let pg_ctl = format!("pg_ctl -D {} start", quoted(&target.to_string_lossy()));
     match owner.filter(|owner| owner.user != rustix::process::geteuid().as_raw()) {
         None => pg_ctl,
-        Some(owner) => match user_name(owner.user) {
+        Some(owner) => match user_name(owner.user).map(|name| quoted(&name)) {
             Some(name) => format!("runuser -u {name} -- {pg_ctl}"),
             None => format!("setpriv --reuid {} --regid {} --clear-groups {pg_ctl}", owner.user, owner.group),
         },
     }
-}
-
-fn user_name(number: u32) -> Option<String> {
-    let lines = std::fs::read_to_string("/etc/passwd").ok()?;
-    lines.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(number)).then(|| quoted(name))
-    })
 }
 
 /// A word as a shell takes it.

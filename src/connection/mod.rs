@@ -29,5 +29,6 @@ pub use conninfo::{Conninfo, ConninfoError, Flags};
 pub use error::Error;
 pub use login::Purpose;
 pub use session::{BackupStarted, Session, SlotAnswer, Started, StreamEnd, Streamed};
+pub(crate) use surroundings::user_name;
 pub use surroundings::{Surroundings, Variable};
 pub use tls::TlsError;

@@ -53,6 +53,6 @@ impl Account {
 }
 
 /// The name of a user of this machine.
-pub(super) fn user_name(uid: u32) -> Option<String> {
+pub(crate) fn user_name(uid: u32) -> Option<String> {
     Account::of(uid).map(|account| account.name)
 }
