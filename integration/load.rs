@@ -106,13 +106,25 @@ fn write(
     }
 }
 
-/// What was acknowledged must be there, once, and with all that it changed.
+/// How many of the acknowledged commits are not there.
 #[track_caller]
-pub(crate) fn compare(acknowledged: &[i64], server: &Cluster<'_>) {
+pub(crate) fn lost(acknowledged: &[i64], server: &Cluster<'_>) -> usize {
+    let found = found(server);
+    acknowledged.iter().filter(|n| !found.contains_key(n)).count()
+}
+
+fn found(server: &Cluster<'_>) -> HashMap<i64, u32> {
     let mut found: HashMap<i64, u32> = HashMap::new();
     for row in server.rows("select n from ledger") {
         *found.entry(row[0].as_deref().unwrap().parse().unwrap()).or_default() += 1;
     }
+    found
+}
+
+/// What was acknowledged must be there, once, and with all that it changed.
+#[track_caller]
+pub(crate) fn compare(acknowledged: &[i64], server: &Cluster<'_>) {
+    let found = found(server);
     let lost: Vec<&i64> = acknowledged.iter().filter(|n| !found.contains_key(n)).collect();
     assert!(
         lost.is_empty(),

@@ -35,6 +35,7 @@ mod drill;
 mod durable;
 mod expire;
 mod failover;
+mod fault;
 mod hosts;
 mod identical;
 mod incremental;
@@ -255,6 +256,7 @@ fn main() {
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    world.matrix.close(&servers);
     world.close();
     conclusion.exit();
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::fault::matrix::{Matrix, Row};
 use crate::servers::Server;
 
 /// What the machine cannot do for a test, in words for the report.
@@ -37,6 +38,8 @@ pub(crate) struct World {
     user: Option<User>,
     rooms: AtomicU32,
     templates: Mutex<HashMap<String, Arc<OnceLock<PathBuf>>>>,
+    /// What faults came to.
+    pub(crate) matrix: Matrix,
 }
 
 impl World {
@@ -53,6 +56,7 @@ impl World {
             user: unprivileged(),
             rooms: AtomicU32::new(0),
             templates: Mutex::default(),
+            matrix: Matrix::default(),
         }
     }
 
@@ -93,6 +97,12 @@ pub(crate) struct Room {
 }
 
 impl Room {
+    /// Puts what came of a fault into the matrix; fails the test if anything was lost.
+    #[track_caller]
+    pub(crate) fn record(&self, row: Row) {
+        self.world.matrix.take(self.server.major, row);
+    }
+
     /// A path in this room.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
