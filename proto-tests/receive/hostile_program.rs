@@ -11,8 +11,8 @@
 //! | plain text where TLS was asked for and promised | `p6_logins_that_are_none` |
 //! | malformed archives, names that lead elsewhere, files in each other's way | `backups::p6_archives_that_are_none`, `backups::p6_a_copy_goes_only_where_it_may` |
 //! | malformed manifests, and such as lie or have no end | `backups::p6_manifests_that_are_none`, `backups::p6_a_manifest_without_end` |
-//! | files, names, directories and labels without end | `backups::p6_a_label_without_end`, `large::p6_*` |
-//! | as many files as it likes | `large::many_files_*` |
+//! | files, names, directories and labels without end | `backups::p6_a_label_without_end`, `datadir/tests.rs` `p6_*` |
+//! | as many files as it likes, and clashes among them | `large::*` |
 //!
 //! `login.rs`, `client_tls.rs`, `session.rs` and `basebackup.rs` have more of each, against the modules.
 
@@ -26,7 +26,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::scram::Scram;
-use crate::server::{accepted, message, notice};
+use crate::server::{accepted, copy_data, message, notice};
 
 /// More than walhold may ever have in memory under such a server: 64 MiB.
 const MEMORY: u64 = 64 << 10;
@@ -106,6 +106,7 @@ async fn refuses<F: Future<Output = ()> + Send>(
     let ended = ended.await.unwrap();
     server.finish_within(Duration::from_millis(200)).await;
     let (code, words) = expected;
+    eprintln!("{words}: {} KiB, {:?}", ended.peak, ended.took);
     assert!(ended.said.contains(words), "{words:?} is not in what it said:\n{}", ended.said);
     assert_eq!(ended.code, Some(code), "{ended:?}");
     assert!(ended.peak > 1000 && ended.peak < MEMORY, "{} KiB of memory: {}", ended.peak, ended.said);

@@ -12,9 +12,9 @@ use crate::spill::{Scratch, Sorter};
 /// many files would fill the manifest's limit as well.
 const MAX_NAMES: usize = 10_000_000;
 /// Bytes that names take in memory; what is more goes to disk.
-const ROOM: usize = 4 << 20;
+const ROOM: usize = 1 << 20;
 /// More than a name takes besides its bytes.
-const ENTRY: usize = 64;
+const ENTRY: usize = 128;
 
 /// What a name stands for so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -220,7 +220,7 @@ mod tests {
         let servers = [("b", 'd'), ("b/1", 'd'), ("b/1/1", 'f'), ("b/1/2", 'f'), ("b/1/3/4", 'f'), ("b/1/3", 'd')];
         let clashes =
             [("b/1/1", 'f'), ("b/1/1", 'd'), ("b/1", 'f'), ("b", 'l'), ("b/1/2/x", 'f'), ("l/1", 'f'), ("l", 'l')];
-        for room in [0, 100, 200, 300, 400, 500, ROOM] {
+        for room in [0, 150, 300, 450, 600, 900, ROOM] {
             let with = |more: &[(&'static str, char)]| [&[("l", 'l')], &servers[..], more].concat();
             assert!(outcome(room, &with(&[("b/1/5", 'f'), ("b/1", 'd')])), "{room}");
             for clash in clashes {

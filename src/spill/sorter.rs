@@ -10,10 +10,10 @@ use super::Scratch;
 use crate::disk::{DiskError, Unnamed};
 
 /// Bytes of records that are put in order in memory.
-const ROOM: usize = 3 << 20;
+const ROOM: usize = 1 << 20;
 /// Bytes for reading back, of all stretches together, and of one.
-const READ: usize = 4 << 20;
-const READ_OF_ONE: Range<usize> = 4 << 10..128 << 10;
+const READ: usize = 1 << 20;
+const READ_OF_ONE: Range<usize> = 4 << 10..64 << 10;
 /// Before each record: the lengths of its key and its value.
 const LENGTHS: usize = 4;
 
@@ -272,7 +272,7 @@ mod tests {
     fn memory_is_bounded_and_nothing_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let mut sorter = Sorter::new(Scratch::new(dir.path()));
-        for number in 0..200_000_u32 {
+        for number in 0..80_000_u32 {
             let key = format!("base/{}/{}", number % 7, number.reverse_bits());
             sorter.put(key.as_bytes(), &number.to_le_bytes()).unwrap();
             assert!(sorter.arena.capacity() <= 2 * ROOM);
@@ -284,7 +284,7 @@ mod tests {
             assert!(record.key > last);
             (count, last) = (count + 1, record.key);
         }
-        assert_eq!((count, std::fs::read_dir(dir.path()).unwrap().count()), (200_000, 0));
+        assert_eq!((count, std::fs::read_dir(dir.path()).unwrap().count()), (80_000, 0));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::server::{copy_data, copy_out};
+use crate::server::copy_out;
 
 const BACKUP: [&str; 3] = ["backup", "--repo", "repo"];
 const BASEBACKUP: [&str; 6] = ["basebackup", "-D", "plain", "-X", "none", "--no-sync"];
@@ -29,7 +29,7 @@ pub(super) fn member(name: &str, kind: u8, size: u64, data: &[u8]) -> Vec<u8> {
     header
 }
 
-/// What comes in answer to BASE_BACKUP, piece by piece.
+/// What comes in answer to BASE_BACKUP, piece by piece; after an empty one the connection is closed.
 pub(super) type Pieces = Arc<Mutex<dyn Iterator<Item = Vec<u8>> + Send>>;
 
 pub(super) fn pieces(all: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Pieces {
@@ -66,17 +66,12 @@ pub(super) async fn oblige(mut peer: Peer, log: Arc<Log>, copy: Pieces) {
                 [copy_done(), complete("START_REPLICATION"), ready()].concat()
             }
             "BASE_BACKUP" => {
-                let mut whole = false;
                 loop {
                     let piece = copy.lock().unwrap().next();
                     let Some(piece) = piece else { break };
-                    if !peer.try_send(&piece).await {
+                    if piece.is_empty() || !peer.try_send(&piece).await {
                         return;
                     }
-                    whole = piece.ends_with(&ready());
-                }
-                if !whole {
-                    return;
                 }
                 Vec::new()
             }
@@ -213,8 +208,11 @@ async fn p6_a_copy_goes_only_where_it_may() {
         (base(&[link("base/1", "../../../outside"), escape]), "symbolic link"),
         (base(&[link("pg_tblspc/16400", "../outside")]), "symbolic link"),
         (base(&[member("PG_VERSION", b'0', 1, b"x"), member("PG_VERSION/x", b'0', 1, b"x")]), "below a file"),
-        (base(&[member("x", b'0', 1 << 32, b"")]), "connection to the server is lost"),
-        (vec![tablespace("../outside"), copy_data(b"n16400.tar\0../outside\0")], "connection to the server is lost"),
+        ([base(&[member("x", b'0', 1 << 32, b"")]), vec![Vec::new()]].concat(), "the connection to the server is lost"),
+        (
+            vec![tablespace("../outside"), copy_data(b"n16400.tar\0../outside\0"), Vec::new()],
+            "the connection to the server is lost",
+        ),
     ];
     for (script, words) in scripts {
         let log = Arc::new(log_to(START + 300_000));
