@@ -7,7 +7,7 @@ use crate::cluster::{Cluster, Setup, Stop};
 use crate::crash::{only_sealed_are_offered, rounds};
 use crate::fault::matrix::{Row, told};
 use crate::fault::stage::{Plan, Stage, Strike, empty_row, rounds_of};
-use crate::program::{run, walhold};
+use crate::program::{run, start, walhold};
 use crate::resume::contents;
 use crate::room::{Outcome, Room, SOON};
 
@@ -150,6 +150,7 @@ fn impostors<'a>(room: &'a Room, stage: &mut Stage<'a>) -> Vec<Impostor<'a>> {
     fork.stop(Stop::Fast);
     // What forked off within the last 16 MB could have been promoted.
     stage.primary.rows("create table bulk as select i, repeat(md5(i::text), 10) from generate_series(1, 50000) i");
+    stage.primary.rows("drop table bulk");
     stage.renew();
     let impostor = |server, fault, how, words, ahead| Impostor { server, row: empty_row(fault, how), words, ahead };
     vec![
@@ -206,15 +207,32 @@ fn put_in_place(room: &Room, stage: &mut Stage<'_>, impostor: &mut Impostor<'_>)
     let resumed = stage.go_on();
 
     stage.kill_receiver();
-    let running = stage.half_a_backup();
-    stage.address.goes_to(&impostor.server);
-    stage.primary.stop(Stop::Immediate);
-    let ended = running.wait(SOON * 2);
-    assert!(matches!(ended.status.code(), Some(0 | 1 | 3)), "{ended}");
+    if impostor.row.rounds % 2 == 0 {
+        stream_is_replaced(room, stage, impostor);
+    } else {
+        let running = stage.half_a_backup();
+        stage.address.goes_to(&impostor.server);
+        stage.primary.stop(Stop::Immediate);
+        let ended = running.wait(SOON * 2);
+        assert!(matches!(ended.status.code(), Some(0 | 1 | 3)), "{ended}");
+    }
     only_sealed_are_offered(room, &stage.repo);
     impostor.server.stop(Stop::Fast);
     stage.address.goes_to(&stage.primary);
     resumed.max(stage.go_on())
+}
+
+/// Of a backup that streams its own WAL only that connection is lost, and finds the impostor; the copy comes
+/// to its end on the other.
+fn stream_is_replaced(room: &Room, stage: &Stage<'_>, impostor: &Impostor<'_>) {
+    let conninfo = stage.address.conninfo();
+    let args = ["-d", &conninfo, "--max-rate", "15M"];
+    let running = start(walhold(room, "backup").arg("--repo").arg(&stage.repo).args(args));
+    running.wait_for("starts at");
+    stage.address.goes_to(&impostor.server);
+    let streams = "select count(pg_terminate_backend(pid)) from pg_stat_replication where state = 'streaming'";
+    assert_eq!(stage.primary.sql(streams), "1");
+    running.wait(SOON * 2).refused(3, impostor.words);
 }
 
 /// Lets a clone write more than the server has, and more than it will have soon.
