@@ -129,9 +129,9 @@ impl Names {
     /// What is in memory goes to disk. A failure is final.
     fn spill(&mut self) {
         let spilled = self.spilled.get_or_insert_with(|| Sorter::new(self.scratch.clone()));
-        let put = self.known.drain().try_for_each(|(name, used)| spilled.put(&name, &[used.code()]));
-        if let (Err(e), None) = (put, &self.failed) {
-            self.failed = Some(e);
+        if self.failed.is_none() {
+            let put = self.known.drain().try_for_each(|(name, used)| spilled.put(&name, &[used.code()]));
+            self.failed = put.err();
         }
         self.known = HashMap::new();
         self.left = self.room;
