@@ -4,4 +4,7 @@
 //! what comes back with what had been acknowledged, and leaves a [`Row`]. `integration/faults` makes the page
 //! of them.
 
+mod frames;
 pub(crate) mod matrix;
+pub(crate) mod network;
+pub(crate) mod proxy;
