@@ -32,7 +32,7 @@ impl Part {
     pub(super) fn find(&self, spot: Spot, skipped: usize) -> Option<usize> {
         let at = match spot {
             Spot::Any => skipped,
-            Spot::Wal(wanted) => usize::try_from(wanted.checked_sub(self.lsn?)?).ok()?.max(skipped),
+            Spot::At(wanted) => usize::try_from(wanted.checked_sub(self.lsn?)?).ok()?.max(skipped),
             spot if spot == self.spot => skipped,
             _ => return None,
         };
@@ -70,7 +70,8 @@ impl Frames {
         } else {
             let start = self.head.get(1..9).and_then(|start| start.try_into().ok()).map(u64::from_be_bytes);
             let start = start.filter(|_| self.header[0] == b'd' && self.head[0] == b'w');
-            Part { spot: Spot::Data, len: bytes.len(), lsn: start.map(|start| start + (self.passed - HEAD) as u64) }
+            let spot = if start.is_some() { Spot::Wal } else { Spot::Any };
+            Part { spot, len: bytes.len(), lsn: start.map(|start| start + (self.passed - HEAD) as u64) }
         };
         self.passed += part.len;
         self.rest -= part.len;

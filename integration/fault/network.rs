@@ -15,55 +15,60 @@ use crate::stock::{amcheck, assert_contiguous};
 
 const WRITERS: usize = 3;
 /// For a server whose silence is to be noticed soon, on a machine that may be busy.
-const IMPATIENT: &str = "wal_sender_timeout = '3s'";
+pub(super) const IMPATIENT: &str = "wal_sender_timeout = '3s'";
 
 /// A server behind a proxy, and a repository that has a first backup of it.
-struct Scene<'a> {
-    room: &'a Room,
-    primary: Cluster<'a>,
-    proxy: Proxy,
-    repo: PathBuf,
+pub(super) struct Scene<'a> {
+    pub(super) room: &'a Room,
+    pub(super) primary: Cluster<'a>,
+    pub(super) proxy: Proxy,
+    pub(super) repo: PathBuf,
+    /// The way through the proxy.
+    pub(super) conninfo: String,
 }
 
 impl<'a> Scene<'a> {
-    fn new(room: &'a Room, settings: &[&str]) -> Self {
+    pub(super) fn new(room: &'a Room, settings: &[&str]) -> Self {
         let mut primary = Cluster::with(room, "primary", &Setup { settings, ..Setup::default() });
         Load::prepare(&primary);
         primary.stop(Stop::Fast);
         let proxy = Proxy::new(primary.listen());
         primary.start();
-        let scene = Self { room, primary, proxy, repo: room.path("repo") };
+        let conninfo =
+            format!("host=127.0.0.1 port={} user=postgres sslmode=disable connect_timeout=2", proxy.port());
+        let scene = Self { room, primary, proxy, repo: room.path("repo"), conninfo };
         scene.backup().expect(0);
         scene
     }
 
-    fn conninfo(&self) -> String {
-        format!("host=127.0.0.1 port={} user=postgres sslmode=disable connect_timeout=2", self.proxy.port())
-    }
-
     /// Commits wait for a receiver behind the proxy.
-    fn begin(&self) -> (Running, Load) {
-        self.begin_by(&self.conninfo())
+    pub(super) fn begin(&self) -> (Running, Load) {
+        let receiver = self.receive();
+        self.begin_with(receiver)
     }
 
     /// Commits wait for a receiver that comes in beside the proxy, where only backups are.
-    fn begin_beside(&self) -> (Running, Load) {
-        self.begin_by(&self.primary.conninfo())
+    pub(super) fn begin_beside(&self) -> (Running, Load) {
+        let receiver = receive(self.room, &self.repo, &self.primary.conninfo(), &["--synchronous"]);
+        self.begin_with(receiver)
     }
 
-    fn begin_by(&self, conninfo: &str) -> (Running, Load) {
-        let receiver = receive(self.room, &self.repo, conninfo, &["--synchronous"]);
+    pub(super) fn receive(&self) -> Running {
+        receive(self.room, &self.repo, &self.conninfo, &["--synchronous"])
+    }
+
+    fn begin_with(&self, receiver: Running) -> (Running, Load) {
         receiver.wait_until_it_streams(&self.primary);
         self.primary.require_standby("walhold");
         (receiver, Load::start(&self.primary, WRITERS))
     }
 
-    fn backup(&self) -> Ended {
-        run(walhold(self.room, "backup").arg("--repo").arg(&self.repo).args(["-d", &self.conninfo()]))
+    pub(super) fn backup(&self) -> Ended {
+        run(walhold(self.room, "backup").arg("--repo").arg(&self.repo).args(["-d", &self.conninfo]))
     }
 
     /// The server is lost. How many commits it had acknowledged, and how many of them are.
-    fn judge(mut self, load: Load, receiver: Running) -> (usize, usize) {
+    pub(super) fn judge(mut self, load: Load, receiver: Running) -> (usize, usize) {
         self.primary.destroy();
         let acknowledged = load.finish();
         receiver.kill();
@@ -75,7 +80,7 @@ impl<'a> Scene<'a> {
 }
 
 /// How many of these commits a restored server does not have.
-fn restores(room: &Room, repo: &std::path::Path, which: &[&str], acknowledged: &[i64]) -> usize {
+pub(super) fn restores(room: &Room, repo: &std::path::Path, which: &[&str], acknowledged: &[i64]) -> usize {
     let data = room.path("restored-data");
     restore(room, repo, &data, which).expect(0);
     let mut server = Cluster::restored(room, "restored", data.clone());
@@ -94,9 +99,14 @@ fn restores(room: &Room, repo: &std::path::Path, which: &[&str], acknowledged: &
 }
 
 /// Waits until commits are acknowledged that were begun after this; how long that took.
-fn goes_on(load: &Load) -> Duration {
+#[track_caller]
+pub(super) fn goes_on(load: &Load, receiver: &Running) -> Duration {
     let begun = Instant::now();
-    load.wait_for_more(WRITERS + 1);
+    let target = load.count() + WRITERS + 1;
+    wait_until("commits to go on", SOON, || {
+        assert!(receiver.runs(), "the receiver has ended\n{}", receiver.err());
+        load.count() >= target
+    });
     begun.elapsed()
 }
 
@@ -120,7 +130,7 @@ pub(crate) fn cut(room: &Room) -> Outcome {
         } else {
             spring(&scene.proxy, way, moments.below(most), Spot::Any, Harm::Cut(how));
         }
-        resumed = resumed.max(goes_on(&load));
+        resumed = resumed.max(goes_on(&load, &receiver));
     }
     assert!(receiver.runs(), "{}", receiver.err());
     let told = told(room, &receiver.err(), "disconnected: the connection to the server is lost");
@@ -137,8 +147,13 @@ pub(crate) fn cut(room: &Room) -> Outcome {
     Ok(())
 }
 
+/// Some number below this, which may be large.
+pub(super) fn anywhere(moments: &mut Moments, end: usize) -> usize {
+    moments.below(1000) * (end / 1000) + moments.below(end / 1000)
+}
+
 /// Sets a trap and waits until it has struck.
-fn spring(proxy: &Proxy, way: Way, skip: usize, spot: Spot, harm: Harm) {
+pub(super) fn spring(proxy: &Proxy, way: Way, skip: usize, spot: Spot, harm: Harm) {
     let before = proxy.struck(way);
     proxy.set(way, Trap { skip, spot, harm, lasting: false });
     wait_until("something to pass", SOON, || proxy.struck(way) > before);
@@ -155,7 +170,7 @@ pub(crate) fn backup_cut(room: &Room) -> Outcome {
     let mut said = String::new();
     for _ in 0..rounds {
         let harm = Harm::Cut(cut_or_reset(&mut moments));
-        let skip = moments.below(whole);
+        let skip = anywhere(&mut moments, whole);
         scene.proxy.set(Way::ToClient, Trap { skip, spot: Spot::Any, harm, lasting: false });
         let ended = scene.backup();
         if ended.status.code() != Some(0) {
@@ -231,7 +246,7 @@ pub(crate) fn silent(room: &Room) -> Outcome {
         }
         (silences, timeouts) = (silence, timeout);
         scene.proxy.weather(BOTH, Weather::default());
-        resumed = resumed.max(goes_on(&load));
+        resumed = resumed.max(goes_on(&load, &receiver));
         assert!(receiver.runs(), "{}", receiver.err());
     }
     let told = told(room, &receiver.err(), "has been silent for 3 s");

@@ -67,10 +67,10 @@ pub(crate) enum Spot {
     Length,
     /// What comes before the WAL in a message of WAL, or as far into any other.
     Head,
-    /// What comes after that.
-    Data,
+    /// WAL.
+    Wal,
     /// The byte of WAL at this position.
-    Wal(u64),
+    At(u64),
 }
 
 /// Waits for a byte.
