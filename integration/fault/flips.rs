@@ -38,9 +38,10 @@ pub(crate) fn of_stream(room: &Room) -> Outcome {
     let (acknowledged, lost) = scene.judge(load, receiver);
     room.record(Row {
         fault: "a bit of the stream is flipped",
-        how: "a proxy flips a random bit of the WAL, of a message's type, length or head, or of WAL that is sent again \
+        how:
+            "a proxy flips a random bit of the WAL, of a message's type, length or head, or of WAL that is sent again \
               (no TLS)"
-            .to_owned(),
+                .to_owned(),
         rounds,
         acknowledged,
         lost,
@@ -83,8 +84,9 @@ pub(crate) fn of_stream_each_time(room: &Room) -> Outcome {
     let (acknowledged, lost) = scene.judge(load, receiver);
     room.record(Row {
         fault: "a bit of the same record is flipped each time",
-        how: "a proxy flips it whenever it passes (no TLS): exit 4; then it no longer does, and receive is started again"
-            .to_owned(),
+        how:
+            "a proxy flips it whenever it passes (no TLS): exit 4; then it no longer does, and receive is started again"
+                .to_owned(),
         rounds: 1,
         acknowledged,
         lost,

@@ -34,8 +34,7 @@ impl<'a> Scene<'a> {
         primary.stop(Stop::Fast);
         let proxy = Proxy::new(primary.listen());
         primary.start();
-        let conninfo =
-            format!("host=127.0.0.1 port={} user=postgres sslmode=disable connect_timeout=2", proxy.port());
+        let conninfo = format!("host=127.0.0.1 port={} user=postgres sslmode=disable connect_timeout=2", proxy.port());
         let scene = Self { room, primary, proxy, repo: room.path("repo"), conninfo };
         scene.backup().expect(0);
         scene
@@ -184,7 +183,8 @@ pub(crate) fn backup_cut(room: &Room) -> Outcome {
     let (acknowledged, lost) = scene.judge(load, receiver);
     room.record(Row {
         fault: "the connection of a backup is cut",
-        how: "a proxy closes or resets it at a random byte; nothing is offered, and the next backup is whole".to_owned(),
+        how: "a proxy closes or resets it at a random byte; nothing is offered, and the next backup is whole"
+            .to_owned(),
         rounds,
         acknowledged,
         lost,
@@ -235,7 +235,9 @@ pub(crate) fn silent(room: &Room) -> Outcome {
         let ways = [BOTH, &[Way::ToClient], &[Way::ToServer]][round % 3];
         scene.proxy.weather(ways, Weather { silent: true, ..Weather::default() });
         let disconnections = receiver.err().matches("disconnected: ").count();
-        wait_until("the receiver to notice", SOON, || receiver.err().matches("disconnected: ").count() > disconnections);
+        wait_until("the receiver to notice", SOON, || {
+            receiver.err().matches("disconnected: ").count() > disconnections
+        });
         let silence = receiver.err().matches("has been silent for 3 s").count();
         let timeout = scene.primary.whole_log().matches("due to replication timeout").count();
         match ways {

@@ -43,6 +43,8 @@ pub(super) struct Doubts {
     /// How far streams have come, and how far they had when last something came that made no sense.
     reached: Lsn,
     nonsense: Option<Lsn>,
+    /// The last stream brought what a hole lacks.
+    pub(super) filling: bool,
     pub(super) outage: Outage,
     /// Servers that do not fit what is held, one after the other since a stream ran or all were tried.
     pub(super) passed_over: Vec<String>,
@@ -92,7 +94,7 @@ impl Doubts {
                 true
             }
             // Another past differs each time; what a network has changed does not.
-            ReceiveError::Diverged(_) => self.made_sense_before(),
+            ReceiveError::Diverged(_) if !self.filling => self.made_sense_before(),
             _ => false,
         }
     }
