@@ -46,6 +46,8 @@ pub(crate) struct Cluster<'a> {
     data: PathBuf,
     sockets: PathBuf,
     tcp_port: Option<u16>,
+    /// The network namespace that it runs in, and its address there.
+    place: Option<(String, &'static str)>,
     options: &'static [&'static str],
     server: Option<Child>,
 }
@@ -108,7 +110,7 @@ impl<'a> Cluster<'a> {
     fn at(room: &'a Room, name: &str) -> Self {
         let home = room.path(name);
         room.make_dir(&home);
-        Self { room, data: home.join("data"), sockets: home, tcp_port: None, options: &[], server: None }
+        Self { room, data: home.join("data"), sockets: home, tcp_port: None, place: None, options: &[], server: None }
     }
 
     /// Adds lines to postgresql.conf; the last of a name wins.
@@ -123,6 +125,11 @@ impl<'a> Cluster<'a> {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         self.tcp_port = Some(port);
         port
+    }
+
+    /// Lets it listen at an address in a network namespace, from the next start.
+    pub(crate) fn listen_in(&mut self, namespace: &str, address: &'static str) {
+        (self.tcp_port, self.place) = (Some(5432), Some((namespace.to_owned(), address)));
     }
 
     /// Starts the server and waits until it answers.
@@ -154,11 +161,15 @@ impl<'a> Cluster<'a> {
     pub(crate) fn launch(&mut self) {
         assert!(self.server.is_none(), "it runs already");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.sockets.join("log")).unwrap();
-        let mut command = self.room.command(self.room.server.bin.join("postgres"));
+        let program = self.room.server.bin.join("postgres");
+        let (mut command, address) = match &self.place {
+            Some((namespace, address)) => (self.room.command_in(namespace, program), *address),
+            None => (self.room.command(program), "127.0.0.1"),
+        };
         // On the command line, where no file that was copied or restored can contradict.
         command.arg("-D").arg(&self.data).arg("-k").arg(&self.sockets);
         match self.tcp_port {
-            Some(port) => command.args(["-h", "127.0.0.1", "-p", &port.to_string()]),
+            Some(port) => command.args(["-h", address, "-p", &port.to_string()]),
             None => command.args(["-h", "", "-p", "5432"]),
         };
         command.args(self.options);
@@ -194,6 +205,37 @@ impl<'a> Cluster<'a> {
     pub(crate) fn destroy(&mut self) {
         self.stop(Stop::Immediate);
         fs::remove_dir_all(&self.data).unwrap();
+    }
+
+    /// The same, and nothing is left of it.
+    pub(crate) fn discard(mut self) {
+        self.destroy();
+        fs::remove_dir_all(&self.sockets).unwrap();
+    }
+
+    /// `kill -9` of the server and of every process that it has started.
+    #[track_caller]
+    pub(crate) fn kill_all(&mut self) {
+        let mut server = self.server.take().expect("a running server");
+        // Stopped, it starts no more of them.
+        kill(&server, Signal::STOP).unwrap();
+        for child in children(server.id()) {
+            let _ = kill_process(child, Signal::KILL); // it may have ended by itself
+        }
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    /// `kill -9` of one of its processes, which a query names. The server ends all others and recovers.
+    #[track_caller]
+    pub(crate) fn kill_one(&self, which: &str) {
+        let pid = Pid::from_raw(self.sql(which).parse().unwrap()).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+    }
+
+    /// Whether it has been started, and not ended.
+    pub(crate) fn is_started(&self) -> bool {
+        self.server.is_some()
     }
 
     /// Ends a stopped server's timeline: it recovers what it has, and goes on with the next one.
@@ -347,6 +389,18 @@ impl Drop for Cluster<'_> {
 
 fn kill(child: &Child, signal: Signal) -> rustix::io::Result<()> {
     kill_process(Pid::from_child(child), signal)
+}
+
+/// The processes that this one has started, and that have not ended.
+fn children(parent: u32) -> Vec<Pid> {
+    let ids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let is_child = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name may have blanks and parentheses in it; state and parent come behind it.
+        let parent_of = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        parent_of == Some(parent)
+    };
+    ids.filter(is_child).filter_map(Pid::from_raw).collect()
 }
 
 fn initdb(room: &Room, segment_mb: u32, data: &Path) {

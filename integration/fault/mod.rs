@@ -6,6 +6,10 @@
 
 pub(crate) mod flips;
 mod frames;
+pub(crate) mod killed;
 pub(crate) mod matrix;
 pub(crate) mod network;
+pub(crate) mod packets;
 pub(crate) mod proxy;
+pub(crate) mod servers;
+mod stage;

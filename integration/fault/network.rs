@@ -1,6 +1,6 @@
 //! Networks that cut connections, are slow, fall silent, and change what they carry.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::matrix::{Row, told};
@@ -8,12 +8,12 @@ use super::proxy::{BOTH, Cut, Harm, Proxy, Spot, Trap, Way, Weather};
 use crate::backup::{restore, verify};
 use crate::cluster::{Cluster, Setup, Stop};
 use crate::crash::{Moments, only_sealed_are_offered, rounds};
-use crate::load::{Load, compare, lost};
+use crate::load::{Load, lost};
 use crate::program::{Ended, Running, receive, run, walhold};
 use crate::room::{Outcome, Room, SOON, wait_until};
 use crate::stock::{amcheck, assert_contiguous};
 
-const WRITERS: usize = 3;
+pub(super) const WRITERS: usize = 3;
 /// For a server whose silence is to be noticed soon, on a machine that may be busy.
 pub(super) const IMPATIENT: &str = "wal_sender_timeout = '3s'";
 
@@ -66,34 +66,41 @@ impl<'a> Scene<'a> {
         run(walhold(self.room, "backup").arg("--repo").arg(&self.repo).args(["-d", &self.conninfo]))
     }
 
-    /// The server is lost. How many commits it had acknowledged, and how many of them are.
-    pub(super) fn judge(mut self, load: Load, receiver: Running) -> (usize, usize) {
-        self.primary.destroy();
-        let acknowledged = load.finish();
-        receiver.kill();
-        assert_contiguous(&self.repo.join("wal"));
-        verify(self.room, &self.repo).expect(0);
-        let lost = restores(self.room, &self.repo, &[], &acknowledged);
-        (acknowledged.len(), lost)
+    /// As [`judge`].
+    pub(super) fn judge(self, load: Load, receiver: Running) -> (usize, usize) {
+        judge(self.room, &self.repo, self.primary, load, receiver)
     }
 }
 
+/// The server is lost. How many commits it had acknowledged, and how many of them are.
+#[track_caller]
+pub(super) fn judge(
+    room: &Room,
+    repo: &Path,
+    mut primary: Cluster<'_>,
+    load: Load,
+    receiver: Running,
+) -> (usize, usize) {
+    primary.destroy();
+    let acknowledged = load.finish();
+    receiver.kill();
+    assert_contiguous(&repo.join("wal"));
+    verify(room, repo).expect(0);
+    let lost = restores(room, repo, &[], &acknowledged);
+    (acknowledged.len(), lost)
+}
+
 /// How many of these commits a restored server does not have.
-pub(super) fn restores(room: &Room, repo: &std::path::Path, which: &[&str], acknowledged: &[i64]) -> usize {
+#[track_caller]
+pub(super) fn restores(room: &Room, repo: &Path, which: &[&str], acknowledged: &[i64]) -> usize {
     let data = room.path("restored-data");
     restore(room, repo, &data, which).expect(0);
-    let mut server = Cluster::restored(room, "restored", data.clone());
+    let mut server = Cluster::restored(room, "restored", data);
     server.start();
     server.wait_for_promotion();
     let lost = lost(acknowledged, &server);
-    if lost == 0 {
-        compare(acknowledged, &server);
-        amcheck(room, &server);
-    }
-    drop(server);
-    for folder in [data, room.path("restored")] {
-        std::fs::remove_dir_all(folder).unwrap();
-    }
+    amcheck(room, &server);
+    server.discard();
     lost
 }
 
