@@ -113,7 +113,7 @@ pub(crate) fn of_backup(room: &Room) -> Outcome {
         let ended = scene.backup();
         only_sealed_are_offered(room, &scene.repo);
         match names(&scene.repo.join("backups")).into_iter().find(|id| !complete.contains(id)) {
-            None => refused = ended.expect(1).err,
+            None => refused += &ended.expect(1).err,
             Some(id) => {
                 // What was flipped matters to nobody, such as a time, or padding.
                 ended.expect(0);
@@ -124,7 +124,8 @@ pub(crate) fn of_backup(room: &Room) -> Outcome {
     }
     scene.proxy.unset(Way::ToClient);
     scene.backup().expect(0);
-    let told = told(room, &refused, "error: ");
+    let word = if refused.contains(" has CRC32C ") { " has CRC32C " } else { "error: " };
+    let told = told(room, &refused, word);
     let (acknowledged, lost) = scene.judge(load, receiver);
     room.record(Row {
         fault: "a bit of a base backup is flipped",
