@@ -84,6 +84,12 @@ impl<'a> Cluster<'a> {
         server
     }
 
+    /// A restored server that goes on as the one that it was copied from did: its commits wait for the same
+    /// standbys, from the next start.
+    pub(crate) fn heed_settings(&mut self) {
+        self.options = &[];
+    }
+
     /// A running standby made from a copy of this server's files, which is stopped for that.
     pub(crate) fn standby(&mut self, name: &str) -> Self {
         self.configure(&["wal_keep_size = '64MB'"]); // no slot keeps what the standby has not got yet

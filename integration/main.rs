@@ -192,6 +192,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("fault_receiver_backup_or_server_is_killed", fault::killed::any),
     ("fault_receiver_and_server_at_once", fault::killed::all),
     ("fault_the_server_is_restarted", fault::servers::restarted),
+    ("fault_the_server_is_promoted", fault::servers::promoted),
+    ("fault_the_server_is_replaced", fault::servers::replaced),
 ];
 
 /// Scenarios of walhold's own side, which looks the same whatever the server: they run on the oldest and
@@ -253,6 +255,8 @@ const OWN_SIDE: &[&str] = &[
     "fault_receiver_backup_or_server_is_killed",
     "fault_receiver_and_server_at_once",
     "fault_the_server_is_restarted",
+    "fault_the_server_is_promoted",
+    "fault_the_server_is_replaced",
 ];
 
 fn main() {

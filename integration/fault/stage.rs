@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::backup::{backup, restored, verify};
 use crate::cluster::{Cluster, Stop};
 use crate::crash::{Moments, only_sealed_are_offered, rounds};
+use crate::failover::Address;
 use crate::fault::matrix::{Row, told};
 use crate::load::{Load, lost};
 use crate::program::{Running, receive, run, start, walhold};
@@ -54,16 +55,8 @@ pub(crate) struct Plan<'a> {
 /// WAL, which must have what was acknowledged until then.
 #[track_caller]
 pub(crate) fn rounds_of(room: &Room, plan: &Plan<'_>) -> Outcome {
-    let mut stage = Stage::new(room);
-    let mut row = Row {
-        fault: plan.fault,
-        how: plan.how.to_owned(),
-        rounds: 0,
-        acknowledged: 0,
-        lost: 0,
-        resumed: None,
-        told: String::new(),
-    };
+    let mut stage = Stage::new(room, &[]);
+    let mut row = empty_row(plan.fault, plan.how);
     for round in 1..=rounds(plan.few) {
         stage.load.wait_for_more(10);
         stage.moments.sleep(Duration::from_millis(300));
@@ -96,16 +89,30 @@ pub(crate) fn rounds_of(room: &Room, plan: &Plan<'_>) -> Outcome {
     Ok(())
 }
 
+/// A row of a fault that has not been made yet.
+pub(crate) fn empty_row(fault: &'static str, how: &str) -> Row {
+    let (how, told) = (how.to_owned(), String::new());
+    Row { fault, how, rounds: 0, acknowledged: 0, lost: 0, resumed: None, told }
+}
+
 /// A server under load whose commits wait for a receiver.
 pub(crate) struct Stage<'a> {
     room: &'a Room,
-    repo: PathBuf,
-    primary: Cluster<'a>,
-    receiver: Option<Running>,
-    load: Load,
-    moments: Moments,
+    pub(crate) repo: PathBuf,
+    /// Where receiver and backups find the server.
+    pub(crate) address: Address<'a>,
+    pub(crate) primary: Cluster<'a>,
+    pub(crate) receiver: Option<Running>,
+    /// Arguments of the receiver.
+    more: &'static [&'static str],
+    pub(crate) load: Load,
+    /// What servers that are gone have acknowledged.
+    earlier: Vec<i64>,
+    /// How many servers have had writers.
+    servers: usize,
+    pub(crate) moments: Moments,
     /// What all programs but the receiver that runs have said.
-    log: String,
+    pub(crate) log: String,
     /// How long a backup takes when nothing happens to it.
     whole_backup: Duration,
     /// When the fault was over, if that is not when things are started again.
@@ -113,11 +120,12 @@ pub(crate) struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    fn new(room: &'a Room) -> Self {
+    /// With more arguments for the receiver.
+    pub(crate) fn new(room: &'a Room, more: &'static [&'static str]) -> Self {
         let primary = Cluster::new(room, "primary");
         Load::prepare(&primary);
-        let repo = room.path("repo");
-        let receiver = receive(room, &repo, &primary.conninfo(), &["--synchronous"]);
+        let (repo, address) = (room.path("repo"), Address::of(room, &primary));
+        let receiver = receive(room, &repo, &address.conninfo(), &[&["--synchronous"], more].concat());
         receiver.wait_until_it_streams(&primary);
         primary.require_standby("walhold");
         let load = Load::start(&primary, 3);
@@ -126,9 +134,13 @@ impl<'a> Stage<'a> {
         Self {
             room,
             repo,
+            address,
             primary,
             receiver: Some(receiver),
+            more,
             load,
+            earlier: Vec::new(),
+            servers: 1,
             moments: Moments::new(),
             log,
             whole_backup: begun.elapsed(),
@@ -149,15 +161,15 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn kill_receiver(&mut self) {
+    pub(crate) fn kill_receiver(&mut self) {
         let ended = self.receiver.take().expect("a receiver").kill();
         assert!(ended.killed(), "it ended by itself\n{ended}");
         self.log += &ended.err;
     }
 
     /// A backup that is under way for some part of the time that it would take.
-    fn half_a_backup(&mut self) -> Running {
-        let conninfo = self.primary.conninfo();
+    pub(crate) fn half_a_backup(&mut self) -> Running {
+        let conninfo = self.address.conninfo();
         let running = start(walhold(self.room, "backup").arg("--repo").arg(&self.repo).args(["-d", &conninfo]));
         self.moments.sleep(self.whole_backup.mul_f64(0.9));
         running
@@ -207,7 +219,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Starts what does not run. How long it took from then, or from the fault's own end, until commits went on.
-    fn go_on(&mut self) -> Duration {
+    pub(crate) fn go_on(&mut self) -> Duration {
         let receiver_first = self.moments.coin();
         let mut over = self.over.take();
         if receiver_first {
@@ -238,22 +250,31 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn stream_again(&mut self) {
+    /// The server is lost for good, and another one takes its place.
+    pub(crate) fn succeeded_by(&mut self, server: Cluster<'a>) {
+        let load = Load::start_at(&server, 3, 10 * self.servers);
+        self.earlier.extend(std::mem::replace(&mut self.load, load).finish());
+        (self.primary, self.servers) = (server, self.servers + 1);
+        self.address.goes_to(&self.primary);
+    }
+
+    pub(crate) fn stream_again(&mut self) {
         if self.receiver.is_none() {
-            self.receiver = Some(receive(self.room, &self.repo, &self.primary.conninfo(), &["--synchronous"]));
+            let more = [&["--synchronous"], self.more].concat();
+            self.receiver = Some(receive(self.room, &self.repo, &self.address.conninfo(), &more));
         }
     }
 
     /// The lines that have these words; a program that is killed in the right moment leaves none.
-    fn told(&self, words: &[&str]) -> String {
+    pub(crate) fn told(&self, words: &[&str]) -> String {
         let said = words.iter().filter(|word| self.log.contains(**word));
         let lines: Vec<String> = said.map(|word| told(self.room, &self.log, word)).collect();
         if lines.is_empty() { "nothing: started again, it goes on".to_owned() } else { lines.join("\n") }
     }
 
     /// How many commits have been acknowledged, and how many of them a restore of what the repository holds lacks.
-    fn judge(&mut self, indexes: bool) -> (usize, usize) {
-        let acknowledged = self.load.so_far();
+    pub(crate) fn judge(&mut self, indexes: bool) -> (usize, usize) {
+        let acknowledged = [self.earlier.clone(), self.load.so_far()].concat();
         verify(self.room, &self.repo).expect(0);
         let server = restored(self.room, &self.repo, "restored");
         let lost = lost(&acknowledged, &server);
@@ -265,9 +286,9 @@ impl<'a> Stage<'a> {
     }
 
     /// A new backup in the place of the oldest, and of those that were given up.
-    fn renew(&mut self) {
+    pub(crate) fn renew(&mut self) {
         backup(self.room, &self.repo, &self.primary).expect(0);
-        let limits = ["--keep-last", "2", "--pending-older-than", "0s"];
+        let limits = ["--keep-last", "2", "--pending-older-than", "1s"];
         run(walhold(self.room, "expire").arg("--repo").arg(&self.repo).args(limits)).expect(0);
     }
 }
