@@ -225,7 +225,7 @@ impl Shared {
             if link.is_cut() {
                 return;
             }
-            if let Some(how) = cut.or((!passed).then_some(Cut::Reset)) {
+            if let Some(how) = cut.or_else(|| (!passed).then_some(Cut::Reset)) {
                 return link.cut(how);
             }
             if let Some(rate) = rate {
