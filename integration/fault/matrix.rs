@@ -38,6 +38,8 @@ const KINDS: &[(&str, &str)] = &[
     ("power", "Power that fails"),
     ("disk", "Disks that fail, fill up or hang"),
     ("network", "Networks that fail"),
+    ("packets", "Links that fail"),
+    ("flips", "Networks that change what they carry"),
 ];
 
 /// The place of a kind in the page, and the fault in it.

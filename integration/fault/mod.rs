@@ -4,7 +4,12 @@
 //! what comes back with what had been acknowledged, and leaves a [`Row`]. `integration/faults` makes the page
 //! of them.
 
+pub(crate) mod flips;
+mod frames;
 pub(crate) mod killed;
 pub(crate) mod matrix;
+pub(crate) mod network;
+pub(crate) mod packets;
+pub(crate) mod proxy;
 pub(crate) mod servers;
 mod stage;
