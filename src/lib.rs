@@ -15,6 +15,7 @@
 //! * [`connection`]: from a connection string to a session with a server.
 //! * [`protocol`], [`wal`], [`image`]: the wire, the log, and what a base backup is made of; pure.
 //! * [`codec`]: compression by suffix.
+//! * [`spill`]: what may grow with a cluster's files, in memory that does not.
 //! * [`disk`]: the only module that creates, syncs, renames, removes and locks.
 //!
 //! `ARCHITECTURE.md` says why it is so, and which tests hold which promise.
@@ -33,6 +34,7 @@ pub mod protocol;
 pub mod receive;
 pub mod repository;
 pub mod restore;
+pub mod spill;
 pub mod status;
 pub mod verify;
 pub mod wal;

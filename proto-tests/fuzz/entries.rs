@@ -4,9 +4,12 @@
 use bytes::{Bytes, BytesMut};
 use tokio_util::codec::Decoder;
 use walhold::connection::{Conninfo, Flags, Surroundings};
-use walhold::image::{BackupLabel, Comparison, ControlFile, Manifest, Names, TablespaceMap, TarEvent, TarReader};
+use walhold::image::{
+    BackupLabel, Comparison, ControlFile, Listed, Manifest, Names, TablespaceMap, TarEvent, TarReader,
+};
 use walhold::protocol::{BackupStream, BaseBackup, Framer, Phase, Reply, ServerVersion, StreamMessage, TablespaceRow};
 use walhold::repository::{DrillRecord, Pending, Seal, Sha256Sum, read};
+use walhold::spill::Scratch;
 use walhold::wal::{Chain, History, HistoryFile, Lsn, Seed, Segment, SegmentSize, TimelineId};
 
 /// The first byte says how the rest is taken.
@@ -76,7 +79,8 @@ pub(crate) fn tar(data: &[u8]) {
 
 /// What an archive holds, and whether it is one.
 fn members(archive: &[u8], piece: usize) -> (Vec<String>, bool) {
-    let (mut reader, mut names, mut told, mut bytes) = (TarReader::new(), Names::new(), Vec::new(), 0);
+    let (mut reader, mut names, mut told, mut bytes) =
+        (TarReader::new(), Names::new(Scratch::temporary()), Vec::new(), 0);
     for piece in archive.chunks(piece) {
         let fed = reader.feed(piece, &mut |event| match event {
             TarEvent::Member(member) => {
@@ -105,11 +109,12 @@ pub(crate) fn manifest(data: &[u8]) {
             for file in manifest.files() {
                 assert_eq!(manifest.file(&file.path), Some(file));
             }
-            let mut comparison = Comparison::new();
+            let mut comparison = Comparison::new(Scratch::temporary());
             for file in manifest.files() {
                 comparison.add(file.path.clone(), file.size, file.checksum.clone());
             }
-            assert!(comparison.check(&manifest).is_ok());
+            let listed = Listed::read(&mut &*bytes, bytes.len() as u64, Scratch::temporary()).unwrap();
+            assert!(comparison.check(listed).is_ok());
         }
     };
     parse(data);
