@@ -176,6 +176,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p8_wal_get_tells_unknown_from_absent", wal_get::contract),
     ("p8_a_recovery_does_not_end_while_its_repository_is_away", wal_get::recovery),
     ("p8_a_standby_restored_from_the_repository_follows", backup::standby),
+    ("fault_power_is_lost_on_ext4", fault::power::lost_on_ext4),
+    ("fault_power_is_lost_on_xfs", fault::power::lost_on_xfs),
 ];
 
 /// Scenarios of walhold's own side, which looks the same whatever the server: they run on the oldest and
@@ -221,6 +223,8 @@ const OWN_SIDE: &[&str] = &[
     "pg_basebackup_fails_as_the_real_one_does",
     "pg_basebackup_refuses_what_the_real_one_refuses",
     "p8_a_recovery_does_not_end_while_its_repository_is_away",
+    "fault_power_is_lost_on_ext4",
+    "fault_power_is_lost_on_xfs",
 ];
 
 fn main() {

@@ -5,3 +5,5 @@
 //! of them.
 
 pub(crate) mod matrix;
+pub(crate) mod power;
+mod volume;
