@@ -178,6 +178,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("p8_a_standby_restored_from_the_repository_follows", backup::standby),
     ("fault_power_is_lost_on_ext4", fault::power::lost_on_ext4),
     ("fault_power_is_lost_on_xfs", fault::power::lost_on_xfs),
+    ("fault_the_disk_stalls", fault::disk::stalls),
+    ("fault_the_disk_is_gone", fault::disk::is_gone),
+    ("fault_the_disk_is_full", fault::disk::fills_up),
 ];
 
 /// Scenarios of walhold's own side, which looks the same whatever the server: they run on the oldest and
@@ -225,6 +228,9 @@ const OWN_SIDE: &[&str] = &[
     "p8_a_recovery_does_not_end_while_its_repository_is_away",
     "fault_power_is_lost_on_ext4",
     "fault_power_is_lost_on_xfs",
+    "fault_the_disk_stalls",
+    "fault_the_disk_is_gone",
+    "fault_the_disk_is_full",
 ];
 
 fn main() {

@@ -4,6 +4,7 @@
 //! what comes back with what had been acknowledged, and leaves a [`Row`]. `integration/faults` makes the page
 //! of them.
 
+pub(crate) mod disk;
 pub(crate) mod matrix;
 pub(crate) mod power;
 mod volume;
