@@ -5,6 +5,7 @@
 //! of them.
 
 pub(crate) mod disk;
+pub(crate) mod inject;
 pub(crate) mod matrix;
 pub(crate) mod power;
 mod volume;

@@ -35,7 +35,7 @@ impl Stall {
     }
 
     /// For how long the writer has done nothing, if that is to be told now.
-    pub(super) fn to_tell(&mut self, now: Instant) -> Option<Duration> {
+    pub(super) fn held_up(&mut self, now: Instant) -> Option<Duration> {
         let since = self.since.filter(|_| self.due().is_some_and(|due| now >= due))?;
         self.told = Some(now);
         Some(now.saturating_duration_since(since))
@@ -53,14 +53,14 @@ mod tests {
         let mut stall = Stall::default();
         let begun = Instant::now();
         let at = |seconds: u32| begun + seconds * SECOND;
-        assert_eq!((stall.due(), stall.to_tell(at(100)), stall.got_on(at(100), true)), (None, None, None));
+        assert_eq!((stall.due(), stall.held_up(at(100)), stall.got_on(at(100), true)), (None, None, None));
         stall.asked(at(100));
         stall.asked(at(105));
         assert_eq!(stall.due(), Some(at(110)));
-        assert_eq!(stall.to_tell(at(109)), None);
-        assert_eq!(stall.to_tell(at(110)), Some(10 * SECOND));
-        assert_eq!((stall.due(), stall.to_tell(at(409))), (Some(at(410)), None));
-        assert_eq!(stall.to_tell(at(410)), Some(310 * SECOND));
+        assert_eq!(stall.held_up(at(109)), None);
+        assert_eq!(stall.held_up(at(110)), Some(10 * SECOND));
+        assert_eq!((stall.due(), stall.held_up(at(409))), (Some(at(410)), None));
+        assert_eq!(stall.held_up(at(410)), Some(310 * SECOND));
         assert_eq!(stall.got_on(at(420), true), Some(320 * SECOND));
         assert_eq!(stall.due(), None);
     }
@@ -72,7 +72,7 @@ mod tests {
         stall.asked(begun);
         for seconds in [9, 18, 27] {
             let now = begun + seconds * SECOND;
-            assert_eq!((stall.to_tell(now), stall.got_on(now, false)), (None, None));
+            assert_eq!((stall.held_up(now), stall.got_on(now, false)), (None, None));
         }
         assert_eq!(stall.due(), Some(begun + 37 * SECOND));
     }

@@ -74,7 +74,7 @@ pub(super) async fn stream(
         if let Some(ended) = task.take(step, tell).await? {
             return Ok(ended);
         }
-        if let Some(time) = task.stall.to_tell(Instant::now()) {
+        if let Some(time) = task.stall.held_up(Instant::now()) {
             tell(Event::HeldUp(time));
         }
     }
