@@ -11,8 +11,8 @@ use crate::cluster::Cluster;
 use crate::crash::{Moments, only_sealed_are_offered, rounds};
 use crate::load::{Load, compare, lost};
 use crate::program::{Ended, Running, receive, start, walhold};
-use crate::room::{Outcome, Room, SOON};
-use crate::stock::amcheck;
+use crate::room::{Outcome, Room, SOON, Skip};
+use crate::stock::{amcheck, names};
 
 /// What is at work beside the receiver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,9 +21,11 @@ enum Beside {
     Backup,
     Expire,
     Nothing,
+    /// Nor a receiver, and a backup has just ended.
+    Quiet,
 }
 
-const IN_TURN: [Beside; 4] = [Beside::Compression, Beside::Backup, Beside::Expire, Beside::Nothing];
+const IN_TURN: [Beside; 5] = [Beside::Compression, Beside::Quiet, Beside::Backup, Beside::Expire, Beside::Nothing];
 
 pub(crate) fn lost_on_ext4(room: &Room) -> Outcome {
     power_is_lost(room, Format::Ext4, "the power is lost (ext4)")
@@ -52,22 +54,13 @@ fn power_is_lost(room: &Room, format: Format, fault: &'static str) -> Outcome {
         let beside = IN_TURN[round % IN_TURN.len()];
         let next = IN_TURN[(round + 1) % IN_TURN.len()];
         load.wait_for_more(50);
-        let companion = site.start(beside);
         let most = if beside == Beside::Backup { backup_takes } else { Duration::from_millis(400) };
-        moments.sleep(most);
-        let before = load.so_far();
-        site.volume.cut_off()?;
-        said = ended_by_the_disk(room, receiver.wait(SOON));
-        let companion = companion.map(|running| running.wait(SOON));
-        companion.filter(|ended| ended.status.code() != Some(0)).map(|ended| ended_by_the_disk(room, ended));
-        let acknowledged = match format {
-            Format::Ext4 => load.so_far(),
-            // On xfs a sync that is under way when the ioctl comes may say that it succeeded, and has not: no real loss
-            // of power lets it say anything.
-            Format::Xfs => before,
-        };
+        let Before { acknowledged, sealed } =
+            site.lose_power(beside, receiver, &load, &mut || moments.sleep(most), &mut said)?;
         site.volume.again();
         only_sealed_are_offered(room, &site.repo());
+        let there = site.sealed();
+        assert!(sealed.iter().all(|id| there.contains(id)), "{sealed:?} were complete, and {there:?} are");
         gone += site.lost(&acknowledged, round);
         let back = Instant::now();
         receiver = site.receive(next);
@@ -89,7 +82,7 @@ fn power_is_lost(room: &Room, format: Format, fault: &'static str) -> Outcome {
         how: format!(
             "the shutdown ioctl of a loopback {} without a log flush, at a random moment, with or without a backup, an \
              expire or a compression beside the receiver; then mounted again, restored and compared",
-            volume.kind()
+            format.name()
         ),
         rounds,
         acknowledged: acknowledged.len(),
@@ -107,7 +100,50 @@ struct Site<'a> {
     primary: Cluster<'a>,
 }
 
+/// What must be there after the loss of power.
+struct Before {
+    acknowledged: Vec<i64>,
+    sealed: Vec<String>,
+}
+
 impl Site<'_> {
+    /// Lets the power fail, and waits for the end of all that was at work. The receiver's last words go into `said`.
+    #[track_caller]
+    fn lose_power(
+        &self,
+        beside: Beside,
+        receiver: Running,
+        load: &Load,
+        sleep: &mut dyn FnMut(),
+        said: &mut String,
+    ) -> Result<Before, Skip> {
+        if beside == Beside::Quiet {
+            receiver.terminate().expect(0);
+            // No sync of the receiver's takes the names along that the backup may have left behind.
+            backup(self.room, &self.repo(), &self.primary).expect(0);
+            let before = Before { acknowledged: load.so_far(), sealed: self.sealed() };
+            return self.volume.cut_off().map(|()| before);
+        }
+        let sealed = if beside == Beside::Expire { Vec::new() } else { self.sealed() };
+        let companion = self.start(beside);
+        sleep();
+        let before = load.so_far();
+        self.volume.cut_off()?;
+        *said = ended_by_the_disk(self.room, receiver.wait(SOON));
+        let companion = companion.map(|running| running.wait(SOON));
+        companion.filter(|ended| ended.status.code() != Some(0)).map(|ended| ended_by_the_disk(self.room, ended));
+        // On xfs a sync that is under way when the ioctl comes may say that it succeeded, and has not: no real loss of
+        // power lets it say anything.
+        let acknowledged = if self.volume.format() == Format::Xfs { before } else { load.so_far() };
+        Ok(Before { acknowledged, sealed })
+    }
+
+    /// The backups that are complete.
+    fn sealed(&self) -> Vec<String> {
+        let backups = self.repo().join("backups");
+        names(&backups).into_iter().filter(|id| backups.join(id).join("backup.json").exists()).collect()
+    }
+
     fn repo(&self) -> PathBuf {
         self.volume.path("repo")
     }
@@ -127,7 +163,7 @@ impl Site<'_> {
     #[track_caller]
     fn start(&self, beside: Beside) -> Option<Running> {
         match beside {
-            Beside::Nothing => None,
+            Beside::Nothing | Beside::Quiet => None,
             Beside::Compression => {
                 self.primary.rows("select pg_logical_emit_message(false, 'large', repeat('x y z', 700000))");
                 None

@@ -19,7 +19,8 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    const fn name(self) -> &'static str {
+    /// As mount and mkfs call it.
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
@@ -61,9 +62,9 @@ impl Volume {
         self.at.join(name)
     }
 
-    /// What it is called in the matrix.
-    pub(crate) const fn kind(&self) -> &'static str {
-        self.format.name()
+    /// What it is formatted with.
+    pub(crate) const fn format(&self) -> Format {
+        self.format
     }
 
     /// From now on every call to it fails, and what was not durable is gone when it is there again.
