@@ -119,8 +119,11 @@ fn struck(room: &Room, fault: &'static str, how: &str, names: &'static str, need
     Ok(())
 }
 
-/// Each name is as likely as the others, however often it is called.
+/// One of the calls; every other time each name is as likely as the others, however often it is called.
 fn random(calls: &[Call], moments: &mut Moments) -> Call {
+    if moments.coin() {
+        return calls[moments.below(calls.len())].clone();
+    }
     let names: BTreeSet<&str> = calls.iter().map(|call| &*call.name).collect();
     let name = names.iter().nth(moments.below(names.len())).unwrap();
     let of_name: Vec<&Call> = calls.iter().filter(|call| call.name == *name).collect();
@@ -176,8 +179,7 @@ impl Site<'_> {
     fn calls(&self, work: Work) -> Vec<Call> {
         let (trace, data) = (self.room.path(&format!("calls-of-{work:?}")), self.room.path("unstruck"));
         self.prepare(work);
-        let mut command = self.room.command("strace");
-        command.args(["-D", "-f", "-y", "-s", "0", "-e", &format!("trace={}", self.names), "-o"]).arg(&trace);
+        let mut command = self.plain_strace(&trace);
         let running = start(follow(&mut command, &self.command(work, &data)));
         if work == Work::Receive {
             self.let_it_work(&running, Duration::from_secs(3));
@@ -185,11 +187,17 @@ impl Site<'_> {
         } else {
             running.wait(SOON).expect(0);
         }
-        let text = || fs::read_to_string(&trace).unwrap();
-        wait_until("the end of the trace", SOON, || text().contains("+++ exited with 0 +++\n"));
-        let found = calls_to(&text(), &format!("{}/", self.room.path("").display()).replace("//", "/"));
-        assert!(!found.is_empty(), "{}", text());
+        let text = ended_trace(&trace);
+        let found = calls_to(&text, &format!("{}/", self.room.path("").display()).replace("//", "/"));
+        assert!(!found.is_empty(), "{text}");
         found
+    }
+
+    /// Writes the calls that can be made to fail into a file, without the bytes.
+    fn plain_strace(&self, trace: &Path) -> Command {
+        let mut command = self.room.command("strace");
+        command.args(["-D", "-f", "-y", "-s", "0", "-e", &format!("trace={}", self.names), "-o"]).arg(trace);
+        command
     }
 
     /// Makes what there is to be done.
@@ -204,10 +212,11 @@ impl Site<'_> {
     fn struck(&self, work: Work, strike: &str, name: &str) -> Ended {
         self.prepare(work);
         let data = self.room.path(name);
-        let mut command = self.room.command("strace");
-        command.args(["-D", "-f", "-o", "/dev/null", "-e", &format!("trace={}", self.names)]);
+        let trace = self.room.path("struck");
+        let mut command = self.plain_strace(&trace);
         command.args(["-e", &format!("inject={strike}")]);
         let ended = run(follow(&mut command, &self.command(work, &data)));
+        synced_once(&ended_trace(&trace));
         if work == Work::Restore {
             let startable = data.join("global/pg_control").exists();
             assert_eq!(startable, ended.status.code() == Some(0), "{ended}");
@@ -227,9 +236,7 @@ impl Site<'_> {
         self.let_it_work(&running, Duration::from_secs(5));
         // One that has found no room waits for it, and one that never made this call works.
         let ended = if running.runs() { running.terminate() } else { running.wait(SOON) };
-        let text = || fs::read_to_string(&trace).unwrap();
-        wait_until("the end of the trace", SOON, || text().contains("+++ exited with"));
-        let events = events(&text());
+        let events = events(&ended_trace(&trace));
         judge(&events, &wal, before, |_| true).unwrap_or_else(|e| panic!("{e}\n{ended}"));
         never_synced_again(&events);
         let _ = fs::remove_file(trace);
@@ -242,6 +249,30 @@ impl Site<'_> {
         while running.runs() && Instant::now() < end {
             self.primary.switch_segment();
             std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// What strace wrote, when it has written all.
+#[track_caller]
+fn ended_trace(trace: &Path) -> String {
+    let text = || fs::read_to_string(trace).unwrap();
+    // The program's own thread ends last.
+    let ended = |text: &str| text.lines().next_back().is_some_and(|line| line.contains("+++ exited with"));
+    wait_until("the end of the trace", SOON, || ended(&text()));
+    text()
+}
+
+/// The same as [`never_synced_again`], of a trace without bytes: the data of a file whose sync has failed.
+fn synced_once(trace: &str) {
+    let mut failed = BTreeSet::new();
+    for line in trace.lines() {
+        let Some((_, call)) = line.split_once("fdatasync(") else { continue };
+        let Some((file, result)) = call.split_once('>') else { continue };
+        let path = file.split_once('<').map_or("", |(_, path)| path);
+        assert!(!failed.contains(path), "{path} is synced again:\n{trace}");
+        if result.contains("= -1 ") {
+            failed.insert(path);
         }
     }
 }
