@@ -78,19 +78,19 @@ fn struck(room: &Room, fault: &'static str, how: &str, names: &'static str, need
         // A device that fails mostly goes on failing, and a retry that succeeds must not be made.
         let again = if names == SYNCS && moments.coin() { "+" } else { "" };
         let strike = format!("{}:error={error}:when={}{again}", call.name, call.nth);
-        let name = format!("struck{round}");
         let ended = if work == Work::Receive {
             receiver.terminate().expect(0);
-            let ended = site.struck_receiver(&strike, &name);
+            let ended = site.struck_receiver(&strike);
             let begun = Instant::now();
             receiver = site.receive();
             load.wait_for_more(1);
             longest = longest.max(begun.elapsed());
             ended
         } else {
-            site.struck(work, &strike, &name)
+            site.struck(work, &strike)
         };
-        eprintln!("round {round}: {work:?} {strike}: {}", ended.status);
+        let hit = if site.hit() { "hit" } else { "not reached" };
+        eprintln!("round {round}: {work:?} {strike}: {hit}, {}", ended.status);
         if ended.status.code() != Some(0) {
             strikes += 1;
             said = ended_by_the_disk(room, ended);
@@ -200,6 +200,11 @@ impl Site<'_> {
         command
     }
 
+    /// Whether the last strike was a hit.
+    fn hit(&self) -> bool {
+        ended_trace(&self.room.path("struck")).contains("(INJECTED)")
+    }
+
     /// Makes what there is to be done.
     fn prepare(&self, work: Work) {
         if work == Work::Expire {
@@ -209,9 +214,9 @@ impl Site<'_> {
 
     /// Runs it, with a call that fails, and looks at what it has left.
     #[track_caller]
-    fn struck(&self, work: Work, strike: &str, name: &str) -> Ended {
+    fn struck(&self, work: Work, strike: &str) -> Ended {
         self.prepare(work);
-        let data = self.room.path(name);
+        let data = self.room.path("struck-data");
         let trace = self.room.path("struck");
         let mut command = self.plain_strace(&trace);
         command.args(["-e", &format!("inject={strike}")]);
@@ -220,6 +225,9 @@ impl Site<'_> {
         if work == Work::Restore {
             let startable = data.join("global/pg_control").exists();
             assert_eq!(startable, ended.status.code() == Some(0), "{ended}");
+            if let (true, Ok(tool)) = (startable, self.room.tool("pg_verifybackup")) {
+                self.room.must(self.room.command(tool).arg("-n").arg(&data));
+            }
             let _ = fs::remove_dir_all(&data);
         }
         ended
@@ -227,8 +235,8 @@ impl Site<'_> {
 
     /// A receiver with a call that fails. Every status that it sends is judged.
     #[track_caller]
-    fn struck_receiver(&self, strike: &str, name: &str) -> Ended {
-        let (wal, trace) = (self.repo.join("wal"), self.room.path(name));
+    fn struck_receiver(&self, strike: &str) -> Ended {
+        let (wal, trace) = (self.repo.join("wal"), self.room.path("struck"));
         let before = Fate::holding(&wal);
         let mut command = strace(self.room, &trace);
         command.args(["-e", &format!("inject={strike}")]);
@@ -239,7 +247,6 @@ impl Site<'_> {
         let events = events(&ended_trace(&trace));
         judge(&events, &wal, before, |_| true).unwrap_or_else(|e| panic!("{e}\n{ended}"));
         never_synced_again(&events);
-        let _ = fs::remove_file(trace);
         ended
     }
 
