@@ -6,6 +6,9 @@
 
 pub(crate) mod disk;
 pub(crate) mod inject;
+pub(crate) mod killed;
 pub(crate) mod matrix;
 pub(crate) mod power;
+pub(crate) mod servers;
+mod stage;
 mod volume;

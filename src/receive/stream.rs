@@ -180,7 +180,7 @@ impl Task<'_> {
         let commands = self.actions.extract_if(.., |a| matches!(a, Action::Append(_) | Action::Settle));
         for action in commands {
             let command = match action {
-                Action::Append(bytes) => Command::Append(bytes),
+                Action::Append(bytes) => Command::Append(bytes, self.receiver.server_end()),
                 _ => {
                     self.stall.asked(Instant::now());
                     Command::Settle
