@@ -85,7 +85,7 @@ pub enum WriteError {
 
 impl From<DiskError> for WriteError {
     fn from(e: DiskError) -> Self {
-        Self::Archive(e.into())
+        Self::Archive(e.of_what_was_there().into())
     }
 }
 
