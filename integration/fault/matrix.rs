@@ -176,5 +176,6 @@ pub(crate) fn told(room: &Room, err: &str, word: &str) -> String {
     let logged = |level: &str| line.split_once(level).filter(|(time, _)| time.trim().ends_with('Z'));
     let logged = [" INFO ", " WARN ", " ERROR "].into_iter().find_map(logged);
     let refused = line.split_once("walhold: ").filter(|(before, _)| before.is_empty());
-    format!("`{}`", logged.or(refused).map_or(line.as_str(), |(_, rest)| rest).trim())
+    let words = logged.or(refused).map_or(line.as_str(), |(_, rest)| rest).split_whitespace();
+    format!("`{}`", words.collect::<Vec<_>>().join(" "))
 }

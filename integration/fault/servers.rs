@@ -207,7 +207,7 @@ fn put_in_place(room: &Room, stage: &mut Stage<'_>, impostor: &mut Impostor<'_>)
     let resumed = stage.go_on();
 
     stage.kill_receiver();
-    if impostor.row.rounds % 2 == 0 {
+    if impostor.row.rounds.is_multiple_of(2) {
         stream_is_replaced(room, stage, impostor);
     } else {
         let running = stage.half_a_backup();

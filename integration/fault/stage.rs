@@ -64,9 +64,9 @@ pub(crate) fn rounds_of(room: &Room, plan: &Plan<'_>) -> Outcome {
         stage.strike(strike);
         row.rounds += 1;
         let mut resumed = None;
-        // What is left by a program that is dead, or what one that runs again has made of it.
-        let at_once = stage.moments.coin();
-        if at_once {
+        // What is left by a program that is dead, or what one that runs again has made of it. A server that
+        // recovers by itself does not wait for us.
+        if stage.over.is_some() || stage.moments.coin() {
             resumed = Some(stage.go_on());
         }
         (row.acknowledged, row.lost) = stage.judge(false);
