@@ -59,6 +59,8 @@ fn sync_files(disk: &dyn Disk, files: &[PathBuf]) -> Result<(), DiskError> {
     thread::scope(|scope| {
         let others: Vec<_> = (1..disk.writers().min(files.len())).map(|_| scope.spawn(work)).collect();
         let here = work();
-        others.into_iter().fold(here, |all, other| all.and(other.join().unwrap_or_else(|panic| resume_unwind(panic))))
+        let joined = others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let there: Vec<_> = joined.collect();
+        there.into_iter().fold(here, Result::and)
     })
 }
