@@ -5,7 +5,8 @@
 //! is decoded by the thread that reads, piece by piece.
 
 use std::io::{self, BufRead, Read};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use zstd::bulk::Decompressor;
@@ -18,7 +19,7 @@ use super::{Codec, Fault, ZSTD_FRAME, reader};
 const MAX_FRAME: usize = 2 * ZSTD_FRAME.get();
 /// Bytes of a piece of what is not decoded frame by frame.
 const PIECE: usize = 1 << 20;
-/// Threads that decode. Each holds two frames of what it has read or decoded.
+/// Threads that decode. Each holds one frame as it was read and one decoded.
 const MAX_THREADS: usize = 4;
 
 /// Magic, descriptor, window, dictionary and content size at their longest.
@@ -33,7 +34,7 @@ pub struct Ahead<R> {
     threads: Vec<Decoder>,
     /// Pieces taken so far.
     taken: usize,
-    spares: Sender<Vec<u8>>,
+    spares: Spares,
     feeder: Option<JoinHandle<(R, io::Result<()>)>>,
     from: Option<R>,
     failed: bool,
@@ -46,9 +47,28 @@ struct Decoder {
     thread: JoinHandle<()>,
 }
 
+/// Memory that is used again. It is taken when it is filled, and not before, so that there is no more of it than
+/// pieces that are being decoded, or wait, or are in use.
+#[derive(Clone, Debug, Default)]
+struct Spares(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Spares {
+    /// Empty, with room for so much.
+    fn take(&self, room: usize) -> Vec<u8> {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        memory.clear();
+        memory.reserve_exact(room);
+        memory
+    }
+
+    fn put(&self, memory: Vec<u8>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+    }
+}
+
 enum Job {
-    /// A frame, how much it holds, and memory for that.
-    Frame(Vec<u8>, usize, Vec<u8>),
+    /// A frame, and how much it holds.
+    Frame(Vec<u8>, usize),
     /// What needs no decoding.
     Ready(Vec<u8>),
 }
@@ -59,14 +79,14 @@ impl<R: Read + Send + 'static> Ahead<R> {
     /// # Errors
     /// When a thread cannot be started.
     pub fn new(codec: Codec, from: R) -> io::Result<Self> {
-        let (spares, returned) = channel();
+        let spares = Spares::default();
         let (mut threads, mut queues) = (Vec::new(), Vec::new());
         for _ in 0..thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS) {
             let (jobs, queue) = sync_channel(0);
-            threads.push(Decoder::start(codec, queue)?);
+            threads.push(Decoder::start(codec, queue, spares.clone())?);
             queues.push(jobs);
         }
-        let feeder = Feeder { codec, queues, given: 0, returned };
+        let feeder = Feeder { codec, queues, given: 0, spares: spares.clone() };
         let feeder = thread::Builder::new().name("read".to_owned()).spawn(move || feeder.run(from))?;
         Ok(Self { threads, taken: 0, spares, feeder: Some(feeder), from: None, failed: false })
     }
@@ -101,10 +121,8 @@ impl<R: Read + Send + 'static> Ahead<R> {
     }
 
     /// Gives the memory of a piece back.
-    pub fn recycle(&self, mut piece: Vec<u8>) {
-        piece.clear();
-        // The file may have been read to its end.
-        let _ = self.spares.send(piece);
+    pub fn recycle(&self, piece: Vec<u8>) {
+        self.spares.put(piece);
     }
 
     /// What was read from, if it has been read to its end.
@@ -126,13 +144,13 @@ impl<R> Drop for Ahead<R> {
 }
 
 impl Decoder {
-    fn start(codec: Codec, queue: Receiver<Job>) -> io::Result<Self> {
+    fn start(codec: Codec, queue: Receiver<Job>, spares: Spares) -> io::Result<Self> {
         let (results, done) = sync_channel(0);
         let thread = thread::Builder::new().name("decode".to_owned()).spawn(move || {
             for job in queue {
                 let piece = match job {
                     Job::Ready(piece) => Ok(piece),
-                    Job::Frame(frame, len, memory) => decode(codec, &frame, len, memory),
+                    Job::Frame(frame, len) => decode(codec, &frame, len, spares.take(len)),
                 };
                 let failed = piece.is_err();
                 if results.send(piece).is_err() || failed {
@@ -145,8 +163,6 @@ impl Decoder {
 }
 
 fn decode(codec: Codec, frame: &[u8], len: usize, mut memory: Vec<u8>) -> io::Result<Vec<u8>> {
-    memory.clear();
-    memory.reserve_exact(len);
     let damaged = |why: String| wrong(codec, Fault::Damaged(why));
     let written = Decompressor::new()?.decompress_to_buffer(frame, &mut memory);
     match written {
@@ -161,7 +177,7 @@ struct Feeder {
     codec: Codec,
     queues: Vec<SyncSender<Job>>,
     given: usize,
-    returned: Receiver<Vec<u8>>,
+    spares: Spares,
 }
 
 /// Nobody takes what is read.
@@ -185,10 +201,7 @@ impl Feeder {
         }
         loop {
             match next_frame(&mut source) {
-                Ok(Next::Frame(frame, len)) => {
-                    let memory = self.returned.try_recv().unwrap_or_default();
-                    self.give(Job::Frame(frame, len, memory))?;
-                }
+                Ok(Next::Frame(frame, len)) => self.give(Job::Frame(frame, len))?,
                 Ok(Next::Other) => return self.stream(reader(self.codec, source)),
                 Err(e) => return Ok(Err(e)),
             }
@@ -207,9 +220,7 @@ impl Feeder {
             Err(e) => return Ok(Err(e)),
         };
         loop {
-            let mut piece = self.returned.try_recv().unwrap_or_default();
-            piece.clear();
-            piece.reserve_exact(PIECE);
+            let mut piece = self.spares.take(PIECE);
             match from.by_ref().take(PIECE as u64).read_to_end(&mut piece) {
                 Ok(0) => return Ok(Ok(())),
                 Ok(_) => self.give(Job::Ready(piece))?,

@@ -37,6 +37,7 @@ pub struct Simulated {
     world: Arc<Mutex<World>>,
     /// Of files opened for direct I/O.
     alignment: usize,
+    writers: usize,
 }
 
 struct World {
@@ -135,7 +136,14 @@ impl Simulated {
             faults: Vec::new(),
             capacity: None,
         };
-        Self { world: Arc::new(Mutex::new(world)), alignment }
+        Self { world: Arc::new(Mutex::new(world)), alignment, writers: 0 }
+    }
+
+    /// The same disk for a program that writes with so many threads: calls come in another order each time.
+    #[must_use]
+    pub fn with_writers(mut self, threads: usize) -> Self {
+        self.writers = threads;
+        self
     }
 
     /// How many changes and syncs have been made since this disk came to be.
@@ -577,6 +585,10 @@ impl Disk for Simulated {
 
     fn lock_dir_shared(&self, path: &Path) -> Result<Lock, DiskError> {
         self.lock_directory(path, true)
+    }
+
+    fn writers(&self) -> usize {
+        self.writers
     }
 }
 

@@ -80,8 +80,13 @@ fn cannot_be_started_or_is_whole(
 
 #[test]
 fn p3_a_restore_is_cut_off_anywhere() {
+    [0, 2].into_iter().for_each(is_cut_off_anywhere);
+}
+
+/// With so many threads that write.
+fn is_cut_off_anywhere(threads: usize) {
     let (scene, plan) = with_tablespace();
-    let disk = copied(&scene);
+    let disk = copied(&scene).with_writers(threads);
     lay_down_on(&disk, &scene, &plan).unwrap();
     let made = disk.operations();
     let mut whole = tree(&disk, &scene.path("data"));
@@ -102,6 +107,10 @@ fn p3_a_restore_is_cut_off_anywhere() {
 /// P3: whatever call fails, it is said, and nothing is left that a server would start on.
 #[test]
 fn p3_a_restore_in_which_a_call_fails_leaves_nothing_that_starts() {
+    [0, 2].into_iter().for_each(a_call_fails);
+}
+
+fn a_call_fails(threads: usize) {
     let (scene, plan) = with_tablespace();
     let before = copied(&scene);
     let good = before.after(0);
@@ -113,7 +122,7 @@ fn p3_a_restore_in_which_a_call_fails_leaves_nothing_that_starts() {
     for (call, calls) in made {
         for nth in 1..=calls {
             for fault in [Fault::Io, Fault::Full] {
-                let disk = before.after(0);
+                let disk = before.after(0).with_writers(threads);
                 disk.fail(call, nth, fault);
                 let Err(failed) = lay_down_on(&disk, &scene, &plan) else {
                     panic!("{call:?} {nth} failed with {fault:?}, and nobody said so");
