@@ -4,8 +4,11 @@
 //! A failure prints how it is run again: `WALHOLD_SEED` is what all dice are thrown from, and `WALHOLD_CUT` the
 //! operation after which alone the power is cut. `WALHOLD_SEEDS` is how many seeds the random lives take.
 
+mod backup;
+mod basebackup;
 mod compress;
 mod expire;
+mod primary;
 pub(crate) mod repository;
 pub(crate) mod world;
 
@@ -15,7 +18,9 @@ use walhold::disk::{BLOCK, Disk, Simulated, Trouble};
 use walhold::wal::{History, Lsn, Segment};
 
 use crate::wal::Log;
-use world::{BULK, Dice, Failed, Pace, SIZE, START, Server, World, append, archive, at, log, seed, size};
+use world::{
+    BULK, Dice, Failed, Pace, SIZE, START, Server, World, again, append, archive, at, images, log, seed, size, some_of,
+};
 
 /// Calls of one kind that are made to fail, one after the other, in one scenario.
 const MOST_CALLS: usize = 40;
@@ -71,7 +76,7 @@ fn p1_a_partial_that_was_never_synced_is_gone_on_with() {
         let resumption = archive(&world.disk).begin(&History::first(), first).unwrap();
         let disk = world.disk.clone();
         append(&disk, &mut world.acks, log, resumption, START + 200_000, EACH, &mut Dice(seed())).unwrap();
-        for image in disk.crash_images(seed() ^ k as u64, 2) {
+        for image in disk.crash_images(seed() ^ k as u64, images(2)) {
             judge.must_recover(&image, world.acked(usize::MAX));
         }
     }
@@ -145,16 +150,16 @@ fn p1_a_complete_segment_is_gone_over() {
     let _ = disk.sync_filesystem("/".as_ref()).unwrap();
     world.acknowledged(crossing);
     let from = disk.operations();
-    let again = begin(&disk, 3);
-    append(&disk, &mut world.acks, &sent, again, server.end_pos().lsn().get(), GROUPED, &mut dice).unwrap();
+    let resumed = begin(&disk, 3);
+    append(&disk, &mut world.acks, &sent, resumed, server.end_pos().lsn().get(), GROUPED, &mut dice).unwrap();
     assert!(world.acks.last().is_some_and(|ack| ack.pos == server.end_pos()));
 
     for (k, disk) in disk.prefixes().enumerate().skip(from) {
-        for image in disk.crash_images(seed() ^ k as u64, 2) {
+        for image in disk.crash_images(seed() ^ k as u64, images(2)) {
             let acked = world.acked(k);
             // Where the wrong bit is still there, the receiver is told so and goes over it again.
             if let Err(why) = gone_over(&image, &server, acked) {
-                panic!("{why}\n  acknowledged: {acked:?}\n  {image:?}\n  again: WALHOLD_SEED={}", seed());
+                panic!("{why}\n  acknowledged: {acked:?}\n  {image:?}\n  again: {}", again(seed(), Some(k)));
             }
         }
     }
@@ -246,7 +251,7 @@ fn many_ends(seed: u64) {
             let made = world.disk.operations();
             let end = before + dice.below((made - before) as u64 + 1) as usize;
             let killed = world.disk.after(end);
-            let images: Vec<_> = killed.crash_images(seed ^ dice.below(1 << 40), 6).collect();
+            let images: Vec<_> = killed.crash_images(seed ^ dice.below(1 << 40), images(6)).collect();
             let cut = images[dice.below(images.len() as u64) as usize].clone();
             let next = if dice.below(3) == 0 { killed } else { cut };
             let acked = world.acked(end);
@@ -276,10 +281,8 @@ fn each_call_fails(call: Call, fault: Fault, expected: Option<Trouble>, alignmen
     };
     let (_, ended, calls) = run(None);
     ended.unwrap();
-    assert!(calls > 1, "{call:?} is not called");
-    let step = 1 + calls / MOST_CALLS;
-    let first = 1 + Dice(seed()).below(step as u64) as usize;
-    for nth in (first..=calls).step_by(step) {
+    assert!(calls > 0, "{call:?} is not called");
+    for nth in some_of(calls, MOST_CALLS) {
         let (mut world, ended, _) = run(Some(nth));
         let context = format!("{call:?} {nth} of {calls} fails with {fault:?}, alignment {alignment}");
         match (&ended, expected) {
@@ -288,7 +291,7 @@ fn each_call_fails(call: Call, fault: Fault, expected: Option<Trouble>, alignmen
             (_, None) => {}
         }
         let failed = world.disk.operations();
-        for image in world.disk.crash_images(seed() ^ nth as u64, 2) {
+        for image in world.disk.crash_images(seed() ^ nth as u64, images(2)) {
             judge.must_recover(&image, world.acked(failed));
         }
         world.receive(&server, u64::MAX, GROUPED, &mut Dice(seed())).unwrap_or_else(|e| panic!("{context}: {e}"));
@@ -296,7 +299,7 @@ fn each_call_fails(call: Call, fault: Fault, expected: Option<Trouble>, alignmen
         let mut dice = Dice(seed() ^ nth as u64);
         let between = failed + dice.below((last - failed) as u64 + 1) as usize;
         for (k, disk) in world.disk.prefixes().enumerate().filter(|(k, _)| [between, last].contains(k)) {
-            for image in disk.crash_images(seed() ^ nth as u64, 1) {
+            for image in disk.crash_images(seed() ^ nth as u64, images(1)) {
                 judge.must_recover(&image, world.acked(k));
             }
         }
@@ -327,7 +330,7 @@ fn p1_a_failed_write_loses_nothing_acknowledged() {
 /// The same for calls that a process may be able to do without.
 #[test]
 fn p1_whatever_call_fails_nothing_acknowledged_is_lost() {
-    for call in [Call::Create, Call::Open, Call::Read, Call::Remove, Call::List] {
+    for call in [Call::Create, Call::Open, Call::Read, Call::Remove, Call::List, Call::Look] {
         each_call_fails(call, Fault::Io, None, BLOCK);
     }
     each_call_fails(Call::Read, Fault::Io, None, 1);
@@ -348,7 +351,7 @@ fn a_full_disk_is_gone_on_with() {
         assert_eq!(full.trouble(), Some(Trouble::Full), "{full}");
         let names = world::files(&world.disk, &world::dir()).unwrap().len() as u64;
         assert_eq!(names, capacity / SIZE, "nothing half-made is left, and what there is stays");
-        for image in world.disk.crash_images(seed(), 2) {
+        for image in world.disk.crash_images(seed(), images(2)) {
             judge.must_recover(&image, world.acked(usize::MAX));
         }
         world.disk.set_capacity(None);
