@@ -1,8 +1,29 @@
-//! Power cuts, kills and storage faults at every operation that a receiver or a backup makes on its
-//! disk. The disk is simulated; what must hold is written in `world`.
+//! Power cuts, kills and storage faults at every operation that is made on a disk. The disk is simulated; what must
+//! hold is written in `world`, and beside each test. Which scenario is cut off, and meets a fault at any call, where:
+//!
+//! | what | cut off after every operation | EIO, ENOSPC, failed sync at any call |
+//! |---|---|---|
+//! | receive, grouped | `p1_a_plain_receiver_*`, `p1_a_partial_is_gone_on_with_*`, `p1_a_partial_that_was_never_*` | `p1_a_failed_*`, `p1_whatever_call_*`, `a_full_disk_*` |
+//! | receive, each commit | `p1_a_synchronous_receiver_*` | the same writer |
+//! | segment switch | each of these; `p1_a_prepared_segment_*`, `p1_a_complete_segment_is_gone_over` | the same |
+//! | another receiver's partial | `p1_a_partial_is_replaced_*` | |
+//! | timeline switch | `p2_a_timeline_ends_*` | `each_call_fails` is of two timelines |
+//! | accepted gap | `p2_a_gap_is_noted_*` | |
+//! | compressed behind, live | `compress::p1_*` | `compress::p1_a_failed_*`, behind |
+//! | repository, backup's folder, seal, pending | `repository::*` | `repository::p3_whatever_*`, `a_full_disk_seals_nothing` |
+//! | backup: followed, streamed, incremental, by a command, to elsewhere; healed | `backup::p3_*` | `backup::p3_whatever_*` |
+//! | expire, again; keep, read | `expire::p4_*` | `expire::p4_a_failing_*` |
+//! | base backup, plain and tar, with its WAL | `basebackup::p3_*` | `basebackup::p3_whatever_*` |
+//! | restore, delta, in place | `src/restore/tests/crash.rs` | the same |
+//! | chain combined | `src/restore/combine/tests.rs` `p3_the_combining_*` | the same |
+//! | wal-get | `src/restore/wal_get/tests/crash.rs` | the same |
+//!
+//! A snapshot of one instant is sealed as what is copied to elsewhere is; only its label is not kept. What the simulated
+//! disk does not have: other writers between two calls, and permissions.
 //!
 //! A failure prints how it is run again: `WALHOLD_SEED` is what all dice are thrown from, and `WALHOLD_CUT` the
-//! operation after which alone the power is cut. `WALHOLD_SEEDS` is how many seeds the random lives take.
+//! operation after which alone the power is cut. `WALHOLD_IMAGES` is how many power cuts of each state are looked at,
+//! and with it every call fails once, not some; `WALHOLD_SEEDS` how many seeds the random lives take.
 
 mod backup;
 mod basebackup;
@@ -226,6 +247,49 @@ fn p2_a_timeline_ends_and_the_next_one_is_followed() {
         world.receive(&server, u64::MAX, GROUPED, &mut dice).unwrap();
         world.cut_everywhere(&server, 2);
     }
+}
+
+/// P2: where anything is held behind a gap that was accepted, the note of it is there; and what was acknowledged is, on
+/// both sides.
+#[test]
+fn p2_a_gap_is_noted_before_anything_is_held_behind_it() {
+    let (server, mut world) = (Server::new(log()), World::new(BLOCK));
+    let mut dice = Dice(seed());
+    world.receive(&server, START + 300_000, GROUPED, &mut dice).unwrap();
+    let (disk, held) = (world.disk.clone(), world.acked(usize::MAX).unwrap());
+    let first = disk.operations();
+    let (before, behind) = (Segment::containing(at(START), size()), Segment::containing(at(START + SIZE), size()));
+    archive(&disk).note_gap(held, behind.start_pos(), repository::now()).unwrap();
+    let begun = archive(&disk).begin(&History::first(), behind).unwrap();
+    let log = server.log(at(0).tli());
+    append(&disk, &mut world.acks, log, begun, server.end_pos().lsn().get(), GROUPED, &mut dice).unwrap();
+    assert_eq!(world.acked(usize::MAX), Some(server.end_pos()));
+    world::cut_off(&disk, first, 4, &mut |k, found| {
+        world::holds(found, &server, held)?;
+        let files = world::files(found, &world::dir())?;
+        let listing = archive(found).list()?;
+        let noted = listing.accepted_gaps() == [before];
+        if listing.last_of(at(0).tli()).is_some_and(|(last, _)| last.no() > before.no()) && !noted {
+            return Err(format!("nothing is noted: {:?}", files.keys()).into());
+        }
+        let note = files.get(&format!("{}.gap", before.name()));
+        if note.is_some_and(|note| !note.ends_with(b".\n")) {
+            return Err("the note is not whole".into());
+        }
+        let acked =
+            world.acked(k).filter(|acked| acked.lsn() > behind.start()).map_or(START + SIZE, |acked| acked.lsn().get());
+        let is_there = |name: &String| {
+            name.starts_with("000000010000000000000004") || name.starts_with("000000010000000000000005")
+        };
+        let there: Vec<u8> =
+            files.iter().filter(|(name, _)| is_there(name)).flat_map(|(_, bytes)| bytes.clone()).collect();
+        let sent = &log[SIZE as usize..(acked - START) as usize];
+        if there.get(..sent.len()) == Some(sent) {
+            Ok(())
+        } else {
+            Err(format!("not all before {acked} is there").into())
+        }
+    });
 }
 
 /// P1: a receiver is killed or loses its power again and again, at random.

@@ -163,7 +163,7 @@ fn p4_a_killed_expire_leaves_no_hole() {
 /// P4: where a call fails, it is said, and every backup that is listed is whole.
 #[test]
 fn p4_a_failing_expire_takes_nothing_needed() {
-    for call in [Call::Remove, Call::Rename, Call::SyncDir, Call::List, Call::Open, Call::Read] {
+    for call in [Call::Remove, Call::Rename, Call::SyncDir, Call::List, Call::Open, Call::Read, Call::Look] {
         for nth in 1.. {
             let (disk, ids) = made();
             let before = disk.calls(call);
