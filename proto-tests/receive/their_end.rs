@@ -167,3 +167,48 @@ async fn what_is_no_message_is_asked_for_once_more() {
     assert!(matches!(ran.error(), ReceiveError::Session(e) if e.to_string().contains("tag '?'")));
     client.assert_holds(1, &log, START, START + 100_000);
 }
+
+/// The slot of the server before stays there, and keeps WAL: whoever made it is told.
+#[tokio::test]
+async fn a_slot_that_is_made_on_another_server_is_left_on_the_one_before() {
+    let log = log_to(START + 300_000);
+    let half = log.starts[log.starts.len() / 2];
+    let node = Node::with(&log);
+    let first = log.clone();
+    let before = Server::serve(async move |mut door: Door| {
+        let mut peer = door.next().await;
+        peer.introduce(&node).await;
+        peer.answer(READ_SLOT, slot_at(START)).await;
+        peer.stream(true, START, 1).await;
+        peer.send_log(&first, START, half).await;
+        peer.flushed(half).await;
+        // It is gone for good, with its door.
+    })
+    .await;
+    let mut client = Client::new();
+    client.options.slot = Slot::Ensured(slot());
+    let (sent, stop) = (log.clone(), client.stop.clone());
+    let after = Server::serve(async move |mut door: Door| {
+        let mut peer = door.next().await;
+        peer.introduce(&node).await;
+        peer.answer(READ_SLOT, single_row(&[None, None, None])).await;
+        let made = single_row(&[Some("walhold"), Some("0/0"), None, None]);
+        peer.answer("CREATE_REPLICATION_SLOT \"walhold\" PHYSICAL (RESERVE_WAL)", made).await;
+        peer.answer(READ_SLOT, slot_at(START)).await;
+        peer.stream(true, START, 1).await;
+        peer.send_log(&sent, START, sent.at()).await;
+        peer.flushed(sent.at()).await;
+        stop.cancel();
+        peer.flushed(sent.at()).await;
+        peer.end_by_client().await;
+    })
+    .await;
+    let both = format!("host=127.0.0.1,127.0.0.1 port={},{}", before.port(), after.port());
+    let port = before.port().to_owned();
+    let ran = client.run_with(after, &both).await;
+    ran.stopped();
+    let left: Vec<_> = ran.events.iter().filter(|event| matches!(event, Event::SlotLeft { .. })).collect();
+    let [Event::SlotLeft { slot: name, target }] = left[..] else { panic!("{:?}", ran.events) };
+    assert!(*name == slot() && target.contains(&port), "{name} at {target}");
+    client.assert_holds(1, &log, START, log.at());
+}
