@@ -15,6 +15,7 @@
 //! * [`connection`]: from a connection string to a session with a server.
 //! * [`protocol`], [`wal`], [`image`]: the wire, the log, and what a base backup is made of; pure.
 //! * [`codec`]: compression by suffix.
+//! * `cursor`: how bytes from outside are taken apart; no read of it panics.
 //! * [`disk`]: the only module that creates, syncs, renames, removes and locks.
 //!
 //! `ARCHITECTURE.md` says why it is so, and which tests hold which promise.
@@ -25,6 +26,7 @@ pub mod basebackup;
 pub mod cli;
 pub mod codec;
 pub mod connection;
+mod cursor;
 pub mod datadir;
 pub mod disk;
 pub mod drill;

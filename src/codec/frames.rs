@@ -74,7 +74,7 @@ impl<W: Write> ZstdFrames<W> {
     }
 
     fn gather(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(self.frame - self.gathered.len());
+        let taken = bytes.len().min(self.frame.saturating_sub(self.gathered.len()));
         if self.gathered.capacity() == 0 {
             self.gathered.reserve_exact(self.frame);
         }
@@ -184,10 +184,10 @@ impl Pool {
 
     /// Hands out a frame. When each worker has its share, it waits for the oldest and gives that.
     fn exchange(&mut self, data: Vec<u8>) -> io::Result<Option<Done>> {
-        let full = self.given - self.taken >= self.workers.len() * (QUEUE + 1);
+        let full = self.given.saturating_sub(self.taken) >= self.workers.len().saturating_mul(QUEUE + 1);
         let done = if full { self.oldest()? } else { None };
         self.worker(self.given)?.jobs.send(data).map_err(|_| stopped())?;
-        self.given += 1;
+        self.given = self.given.saturating_add(1);
         Ok(done)
     }
 
@@ -197,12 +197,13 @@ impl Pool {
             return Ok(None);
         }
         let done = self.worker(self.taken)?.done.recv().map_err(|_| stopped())??;
-        self.taken += 1;
+        self.taken = self.taken.saturating_add(1);
         Ok(Some(done))
     }
 
     fn worker(&self, turn: usize) -> io::Result<&Worker> {
-        self.workers.get(turn % self.workers.len()).ok_or_else(stopped)
+        let turn = turn.checked_rem(self.workers.len());
+        turn.and_then(|turn| self.workers.get(turn)).ok_or_else(stopped)
     }
 }
 
