@@ -1,6 +1,22 @@
 //! Bytes from outside, read one after another: the only way in which a message, a page, a record or a header is taken
 //! apart. What is not there is `None`, whatever else the bytes say.
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 /// A place in bytes from outside.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor<'a>(&'a [u8]);

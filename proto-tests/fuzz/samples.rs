@@ -27,6 +27,21 @@ fn unpacked(name: &str) -> Vec<u8> {
     bytes
 }
 
+/// What a real server said in the tour of that name (`captured.rs`).
+fn server_said(tour: &str) -> Vec<u8> {
+    let recorded = captured(tour);
+    let (mut left, mut said) = (&recorded[..], Vec::new());
+    while let Some((side, rest)) = left.split_first() {
+        let len = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
+        let (message, behind) = rest.split_at(1 + len);
+        if *side == b'B' {
+            said.extend(message);
+        }
+        left = behind;
+    }
+    said
+}
+
 fn with_choices(bytes: &[u8]) -> Vec<Vec<u8>> {
     [0, 3, 7, 21, 130].map(|choice| [&[choice][..], bytes].concat()).to_vec()
 }
@@ -47,7 +62,9 @@ pub(crate) fn framing() -> Vec<Vec<u8>> {
     ];
     let stream = [copy_both(), wal_message(0x300_0000, &[7; 100]), keepalive(0x300_0064, true), copy_done()];
     let talk = [accepted("17.2"), notice("hello"), error("ERROR", "58P01", "gone"), row(&[None, Some("x")])];
-    [backup.concat(), stream.concat(), talk.concat()].iter().flat_map(|bytes| with_choices(bytes)).collect()
+    let real = ["13-commands.bin", "17-commands.bin", "17-timelines.bin"].map(server_said);
+    let made = [backup.concat(), stream.concat(), talk.concat()];
+    made.iter().chain(&real).flat_map(|bytes| with_choices(bytes)).collect()
 }
 
 pub(crate) fn messages() -> Vec<Vec<u8>> {
@@ -84,6 +101,7 @@ pub(crate) fn login() -> Vec<Vec<u8>> {
         asked(7, b""),
         authentication(10, b"SCRAM-SHA-256-PLUS\0OTHER\0\0"),
         error("FATAL", "28P01", "no"),
+        server_said("17-commands.bin"),
         [parameter("a", "b"), message(b'v', &[0; 8])].concat(),
     ]
 }
