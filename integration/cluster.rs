@@ -82,6 +82,12 @@ impl<'a> Cluster<'a> {
         server
     }
 
+    /// A restored server that goes on as the one that it was copied from did: its commits wait for the same
+    /// standbys, from the next start.
+    pub(crate) fn heed_settings(&mut self) {
+        self.options = &[];
+    }
+
     /// A running standby made from a copy of this server's files, which is stopped for that.
     pub(crate) fn standby(&mut self, name: &str) -> Self {
         self.configure(&["wal_keep_size = '64MB'"]); // no slot keeps what the standby has not got yet
@@ -194,6 +200,37 @@ impl<'a> Cluster<'a> {
     pub(crate) fn destroy(&mut self) {
         self.stop(Stop::Immediate);
         fs::remove_dir_all(&self.data).unwrap();
+    }
+
+    /// The same, and nothing is left of it.
+    pub(crate) fn discard(mut self) {
+        self.destroy();
+        fs::remove_dir_all(&self.sockets).unwrap();
+    }
+
+    /// `kill -9` of the server and of every process that it has started.
+    #[track_caller]
+    pub(crate) fn kill_all(&mut self) {
+        let mut server = self.server.take().expect("a running server");
+        // Stopped, it starts no more of them.
+        kill(&server, Signal::STOP).unwrap();
+        for child in children(server.id()) {
+            let _ = kill_process(child, Signal::KILL); // it may have ended by itself
+        }
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    /// `kill -9` of one of its processes, which a query names. The server ends all others and recovers.
+    #[track_caller]
+    pub(crate) fn kill_one(&self, which: &str) {
+        let pid = Pid::from_raw(self.sql(which).parse().unwrap()).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+    }
+
+    /// Whether it has been started, and not ended.
+    pub(crate) fn is_started(&self) -> bool {
+        self.server.is_some()
     }
 
     /// Ends a stopped server's timeline: it recovers what it has, and goes on with the next one.
@@ -347,6 +384,18 @@ impl Drop for Cluster<'_> {
 
 fn kill(child: &Child, signal: Signal) -> rustix::io::Result<()> {
     kill_process(Pid::from_child(child), signal)
+}
+
+/// The processes that this one has started, and that have not ended.
+fn children(parent: u32) -> Vec<Pid> {
+    let ids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let is_child = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name may have blanks and parentheses in it; state and parent come behind it.
+        let parent_of = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        parent_of == Some(parent)
+    };
+    ids.filter(is_child).filter_map(Pid::from_raw).collect()
 }
 
 fn initdb(room: &Room, segment_mb: u32, data: &Path) {

@@ -142,7 +142,7 @@ fn slots_become(primary: &Cluster<'_>, count: &str) {
 /// What `list --json` calls complete must be what has a seal, and all of it must be usable. A receiver may
 /// seal one that waits at any moment, so each answer lies between two looks.
 #[track_caller]
-fn only_sealed_are_offered(room: &Room, repo: &Path) {
+pub(crate) fn only_sealed_are_offered(room: &Room, repo: &Path) {
     let backups = repo.join("backups");
     let sealed = |id: &str| backups.join(id).join("backup.json").exists();
     let between = |before: bool, answer: bool, id: &str, said: &Ended| {

@@ -13,25 +13,28 @@ use crate::room::{Outcome, Room, SOON, wait_until};
 use crate::stock::{amcheck, assert_contiguous, names};
 
 /// A name for whichever server is the primary, as a virtual address would be.
-struct Address<'a> {
+pub(crate) struct Address<'a> {
     room: &'a Room,
     path: PathBuf,
 }
 
 impl<'a> Address<'a> {
-    fn of(room: &'a Room, server: &Cluster<'_>) -> Self {
+    /// It leads to this one for now.
+    pub(crate) fn of(room: &'a Room, server: &Cluster<'_>) -> Self {
         let address = Self { room, path: room.path("now") };
         address.goes_to(server);
         address
     }
 
-    fn goes_to(&self, server: &Cluster<'_>) {
+    /// Whoever connects from now on gets to this one.
+    pub(crate) fn goes_to(&self, server: &Cluster<'_>) {
         let new = self.room.path("next");
         symlink(server.sockets(), &new).unwrap();
         std::fs::rename(&new, &self.path).unwrap();
     }
 
-    fn conninfo(&self) -> String {
+    /// How the superuser reaches the server that it leads to.
+    pub(crate) fn conninfo(&self) -> String {
         format!("host={} port=5432 user=postgres", self.path.display())
     }
 }

@@ -281,7 +281,7 @@ pub(crate) fn recycle(primary: &Cluster<'_>, position: Lsn) {
 }
 
 /// All files below a folder with what is in them.
-fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -1,9 +1,9 @@
-#![allow(dead_code)]
 //! The matrix: fault, how it was made, rounds, what was acknowledged, what was lost, how long it took to go
 //! on, and what the operator was told.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::panic::Location;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -31,40 +31,64 @@ pub(crate) struct Row {
     pub(crate) told: String,
 }
 
-/// The rows of a run, in the order in which they came.
+/// The kinds of faults, in the page's order: the file here that makes them, and what it is called there.
+const KINDS: &[(&str, &str)] = &[
+    ("killed", "Programs that are killed"),
+    ("servers", "Servers that change underneath"),
+    ("power", "Power that fails"),
+    ("disk", "Disks that fail, fill up or hang"),
+    ("network", "Networks that fail"),
+];
+
+/// The place of a kind in the page, and the fault in it.
+type Key = (usize, &'static str);
+
+/// The rows of a run, and what could not be tried in it.
 #[derive(Debug, Default)]
-pub(crate) struct Matrix(Mutex<Vec<(u32, Row)>>);
+pub(crate) struct Matrix {
+    rows: Mutex<Vec<(usize, u32, Row)>>,
+    skipped: Mutex<Vec<String>>,
+}
 
 impl Matrix {
     /// Takes a row. One in which something was lost is taken too, and then fails its test.
     #[track_caller]
     pub(crate) fn take(&self, major: u32, row: Row) {
+        let file = Path::new(Location::caller().file()).file_stem().and_then(|stem| stem.to_str());
+        let kind = KINDS.iter().position(|(stem, _)| Some(*stem) == file);
+        let kind = kind.unwrap_or_else(|| panic!("no kind of fault is made in {file:?}"));
         let (lost, fault) = (row.lost, row.fault);
-        self.0.lock().unwrap().push((major, row));
+        assert!(row.rounds > 0, "{fault}: never made");
+        self.rows.lock().unwrap().push((kind, major, row));
         assert_eq!(lost, 0, "{fault}: acknowledged, and lost");
     }
 
-    /// Prints the sums, and writes the page where `WALHOLD_FAULTS_PAGE` names one.
-    pub(crate) fn close(&self, servers: &[Server]) {
-        let rows = self.0.lock().unwrap();
-        if rows.is_empty() {
+    /// Notes a fault that this machine does not let us make.
+    pub(crate) fn skip(&self, major: u32, name: &str, reason: &str) {
+        self.skipped.lock().unwrap().push(format!("`{name}` with PostgreSQL {major}: {reason}"));
+    }
+
+    /// Prints the sums; writes the page where `WALHOLD_FAULTS_PAGE` names one, unless a test has failed.
+    pub(crate) fn close(&self, servers: &[Server], failed: bool) {
+        let merged = merge(&self.rows.lock().unwrap());
+        if merged.is_empty() {
             return;
         }
-        let merged = merge(&rows);
         let (rounds, acknowledged, lost) = sums(&merged);
         println!("faults: {} kinds, {rounds} rounds, {acknowledged} acknowledged, {lost} lost", merged.len());
-        if let Some(page) = std::env::var_os("WALHOLD_FAULTS_PAGE") {
-            std::fs::write(Path::new(&page), self::page(&merged, servers)).expect("write the page of faults");
+        if let Some(page) = std::env::var_os("WALHOLD_FAULTS_PAGE").filter(|page| !page.is_empty() && !failed) {
+            let text = self::page(&merged, servers, &self.skipped.lock().unwrap());
+            std::fs::write(Path::new(&page), text).expect("write the page of faults");
         }
     }
 }
 
 /// The rows of one fault on several versions are one.
-fn merge(rows: &[(u32, Row)]) -> Vec<(Vec<u32>, Row)> {
-    let mut merged: BTreeMap<&str, (Vec<u32>, Row)> = BTreeMap::new();
-    for (major, row) in rows {
-        match merged.get_mut(row.fault) {
-            None => drop(merged.insert(row.fault, (vec![*major], row.clone()))),
+fn merge(rows: &[(usize, u32, Row)]) -> BTreeMap<Key, (Vec<u32>, Row)> {
+    let mut merged: BTreeMap<Key, (Vec<u32>, Row)> = BTreeMap::new();
+    for (kind, major, row) in rows {
+        match merged.get_mut(&(*kind, row.fault)) {
+            None => drop(merged.insert((*kind, row.fault), (vec![*major], row.clone()))),
             Some((majors, whole)) => {
                 majors.push(*major);
                 whole.rounds += row.rounds;
@@ -74,47 +98,72 @@ fn merge(rows: &[(u32, Row)]) -> Vec<(Vec<u32>, Row)> {
             }
         }
     }
-    merged.into_values().collect()
+    merged
 }
 
-fn sums(rows: &[(Vec<u32>, Row)]) -> (usize, usize, usize) {
-    rows.iter().fold((0, 0, 0), |(rounds, acknowledged, lost), (_, row)| {
+fn sums(rows: &BTreeMap<Key, (Vec<u32>, Row)>) -> (usize, usize, usize) {
+    rows.values().fold((0, 0, 0), |(rounds, acknowledged, lost), (_, row)| {
         (rounds + row.rounds, acknowledged + row.acknowledged, lost + row.lost)
     })
 }
 
-fn page(rows: &[(Vec<u32>, Row)], servers: &[Server]) -> String {
+fn page(rows: &BTreeMap<Key, (Vec<u32>, Row)>, servers: &[Server], skipped: &[String]) -> String {
     let (rounds, acknowledged, lost) = sums(rows);
-    let majors: Vec<String> = servers.iter().map(|server| server.major.to_string()).collect();
     let mut page = format!(
         "# What was broken, and what came of it\n\n\
-         Made by `integration/faults`, which breaks real servers, disks and networks while writers commit; see its \
-         head for what it needs. Servers of this run: PostgreSQL {}.\n\n\
-         **{rounds} rounds, {acknowledged} acknowledged, {lost} lost.**\n\n\
-         | fault | how it was made | versions | rounds | acknowledged | lost | went on after | what the operator was told |\n\
-         |---|---|---|---|---|---|---|---|\n",
-        majors.join(", ")
+         **{rounds} rounds, {acknowledged} acknowledged, {lost} lost.** PostgreSQL {}.\n\n\
+         This page is written by `integration/faults`, and `integration/faults --rounds 200` makes it again. It breaks \
+         real servers, disks and networks while writers commit, restores what the repository holds, starts a server on \
+         it, and looks for every commit that had been acknowledged.\n\n\
+         *Went on after* is the longest time from the end of the fault until commits, or whatever the row is about, went \
+         on. What the operator was told is what stood in the log, of one round; positions and times differ in each.\n",
+        listed(servers.iter().map(|server| server.major).collect())
     );
-    for (majors, row) in rows {
-        let mut majors = majors.clone();
-        majors.sort_unstable();
-        majors.dedup();
-        let majors: Vec<String> = majors.iter().map(u32::to_string).collect();
-        let resumed = row.resumed.map_or_else(|| "-".to_owned(), |time| format!("{:.1} s", time.as_secs_f64()));
-        let cell = |text: &str| text.replace('|', "\\|");
-        let _ = writeln!(
+    for (kind, (_, title)) in KINDS.iter().enumerate() {
+        let rows: Vec<_> = rows.range((kind, "")..(kind + 1, "")).map(|(_, row)| row).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let _ = write!(
             page,
-            "| {} | {} | {} | {} | {} | {} | {resumed} | {} |",
-            cell(row.fault),
-            cell(&row.how),
-            majors.join(", "),
-            row.rounds,
-            row.acknowledged,
-            row.lost,
-            cell(&row.told)
+            "\n## {title}\n\n\
+             | fault | how it was made | PostgreSQL | rounds | acknowledged | lost | went on after | what the operator was told |\n\
+             |---|---|---|--:|--:|--:|--:|---|\n"
         );
+        rows.into_iter().for_each(|(majors, row)| line(&mut page, majors, row));
+    }
+    if !skipped.is_empty() {
+        page += "\n## Not made in this run\n\n";
+        let mut skipped = skipped.to_vec();
+        skipped.sort();
+        for reason in skipped {
+            let _ = writeln!(page, "- {reason}");
+        }
     }
     page
+}
+
+fn line(page: &mut String, majors: &[u32], row: &Row) {
+    let cell = |text: &str| text.replace('|', "\\|").replace('\n', "<br>");
+    let resumed = row.resumed.map_or_else(|| "-".to_owned(), |time| format!("{:.1} s", time.as_secs_f64()));
+    let _ = writeln!(
+        page,
+        "| {} | {} | {} | {} | {} | {} | {resumed} | {} |",
+        cell(row.fault),
+        cell(&row.how),
+        listed(majors.to_vec()),
+        row.rounds,
+        row.acknowledged,
+        row.lost,
+        cell(&row.told)
+    );
+}
+
+/// Versions, each once and in order.
+fn listed(mut majors: Vec<u32>) -> String {
+    majors.sort_unstable();
+    majors.dedup();
+    majors.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The line of what a program wrote to standard error that has `word`, without its time, and with the room's
@@ -124,6 +173,9 @@ pub(crate) fn told(room: &Room, err: &str, word: &str) -> String {
     let line = err.lines().rfind(|line| line.contains(word)).unwrap_or_else(|| panic!("no {word:?} in:\n{err}"));
     let folder = format!("{}/", room.path("").display()).replace("//", "/");
     let line = line.replace(&folder, "");
-    let line = line.split_once("walhold: ").map_or(line.as_str(), |(_, rest)| rest);
-    format!("`{}`", line.trim())
+    let logged = |level: &str| line.split_once(level).filter(|(time, _)| time.trim().ends_with('Z'));
+    let logged = [" INFO ", " WARN ", " ERROR "].into_iter().find_map(logged);
+    let refused = line.split_once("walhold: ").filter(|(before, _)| before.is_empty());
+    let words = logged.or(refused).map_or(line.as_str(), |(_, rest)| rest).split_whitespace();
+    format!("`{}`", words.collect::<Vec<_>>().join(" "))
 }

@@ -4,4 +4,7 @@
 //! what comes back with what had been acknowledged, and leaves a [`Row`]. `integration/faults` makes the page
 //! of them.
 
+pub(crate) mod killed;
 pub(crate) mod matrix;
+pub(crate) mod servers;
+mod stage;

@@ -362,6 +362,8 @@ pub(crate) fn append(
         let from = writer.at().lsn().get();
         let to = upto.min(from + 1 + dice.below(pace.slice));
         let bytes = &log[(from - START) as usize..(to - START) as usize];
+        // Whether the server has more than this, the writer hears now and then.
+        writer.expect(Lsn::new(if dice.below(2) == 0 { upto } else { to }));
         writer.append(bytes, &mut |wrote| {
             if let Wrote::Complete(_, durable) = wrote {
                 acks.push(Ack { operations: disk.operations(), pos: durable.pos() });
@@ -369,6 +371,11 @@ pub(crate) fn append(
         })?;
         appends += 1;
         if appends % pace.settle == 0 || to == upto {
+            writer.complete_behind(&mut |wrote| {
+                if let Wrote::Complete(_, durable) = wrote {
+                    acks.push(Ack { operations: disk.operations(), pos: durable.pos() });
+                }
+            })?;
             if pace.slow && pauses < 2 {
                 std::thread::sleep(Duration::from_millis(550));
                 pauses += 1;

@@ -110,9 +110,9 @@ impl Compressor {
         packing: Packing,
         report: impl FnMut(Compressed) + Send + 'static,
     ) -> io::Result<Self> {
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(packing));
         let archive = archive.clone().with_queue(Arc::clone(&queue));
-        let work = Work { archive, queue: Arc::clone(&queue), packing, given_up: BTreeSet::new(), report };
+        let work = Work { archive, queue: Arc::clone(&queue), given_up: BTreeSet::new(), report };
         let thread = std::thread::Builder::new().name("compressor".into()).spawn(move || work.run())?;
         Ok(Self { queue, thread: Some(thread) })
     }
@@ -153,8 +153,9 @@ impl Drop for Compressor {
 }
 
 /// What the receiver and the compressor have in common.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Queue {
+    packing: Packing,
     orders: Mutex<Orders>,
     changed: Condvar,
     /// Held by whoever gives complete segments their names, or makes names durable.
@@ -191,6 +192,15 @@ enum Order {
 }
 
 impl Queue {
+    fn new(packing: Packing) -> Self {
+        Self { packing, orders: Mutex::default(), changed: Condvar::new(), names: Mutex::default() }
+    }
+
+    /// How segments are compressed.
+    pub(super) const fn packing(&self) -> Packing {
+        self.packing
+    }
+
     /// Never waits for the disk.
     pub(super) fn add(&self, segment: Segment) {
         let mut orders = lock(&self.orders);
@@ -282,7 +292,6 @@ impl Names {
 struct Work<R> {
     archive: Archive,
     queue: Arc<Queue>,
-    packing: Packing,
     /// What is not tried again: something is wrong with these.
     given_up: BTreeSet<String>,
     report: R,
@@ -323,7 +332,7 @@ impl<R: FnMut(Compressed)> Work<R> {
         if self.given_up.contains(&segment.name()) {
             return true;
         }
-        match self.archive.compress(segment, self.packing) {
+        match self.archive.compress(segment, self.queue.packing()) {
             Ok(None) => true,
             Ok(Some(bytes)) => {
                 (self.report)(Compressed::Done { segment, bytes });

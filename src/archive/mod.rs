@@ -152,6 +152,12 @@ impl Archive {
         }
     }
 
+    /// How a segment is compressed as it comes, if it is whole on the server and that takes hardly longer than
+    /// writing it as it is.
+    fn light(&self) -> Option<Packing> {
+        self.queue().map(|queue| queue.packing()).filter(|packing| packing.is_light())
+    }
+
     /// A segment is complete and durable.
     fn hand_on(&self, segment: Segment) {
         if let Some(queue) = self.queue() {

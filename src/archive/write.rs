@@ -16,9 +16,9 @@ use super::{Archive, ArchiveError, Durable, Form, SegmentReader, Stopped, Stored
 use crate::codec::Codec;
 use crate::disk::{Access, DiskError, File, Synced, Trouble};
 use crate::wal::{Broken, Chain, HistoryFile, Lsn, Pos, Segment, SegmentSize, TimelineId};
-use packed::Packed;
+use packed::{Packed, Shape};
 use spare::Spare;
-use tail::Tail;
+use tail::{Last, Tail};
 
 /// A segment that has been open for this long is not part of a bulk transfer: there is time to
 /// write out zeros for the next one, which makes each later sync cheaper.
@@ -115,6 +115,8 @@ pub struct Writer {
     junction: Lsn,
     /// It fills a hole, and ends where that does: what is held behind it is not written again.
     filling: bool,
+    /// How far the server's log went when it last said so.
+    server_end: Lsn,
 }
 
 /// What has been taken in, on its way to the file.
@@ -127,8 +129,15 @@ enum Body {
 impl Body {
     fn new(archive: &Archive, segment: Segment) -> Self {
         match archive.live() {
-            Some(packing) => Self::Packed(Packed::new(packing, segment.start())),
+            Some(packing) => Self::Packed(Packed::new(packing, Shape::Frame, segment.start())),
             None => Self::Plain(Tail::new(segment)),
+        }
+    }
+
+    const fn codec(&self) -> Codec {
+        match self {
+            Self::Plain(_) => Codec::Plain,
+            Self::Packed(packed) => packed.packing().codec(),
         }
     }
 
@@ -218,12 +227,19 @@ impl Writer {
             archive,
             spare: Spare::default(),
             filling: false,
+            server_end: Lsn::ZERO,
         }
     }
 
     /// Ends with [`WriteError::Filled`] at the first segment that is held already.
     pub(super) fn fill(&mut self) {
         self.filling = true;
+    }
+
+    /// How far the server's log goes. Where complete segments are compressed, one that the server has
+    /// whole already is compressed as it comes.
+    pub fn expect(&mut self, server_end: Lsn) {
+        self.server_end = server_end;
     }
 
     /// The next byte to be appended.
@@ -259,12 +275,35 @@ impl Writer {
         Ok(())
     }
 
+    /// Waits for a segment that is being completed while the next one gathers, and tells of it. To be called
+    /// before [`Writer::settle`] by whoever wants to be told.
+    ///
+    /// # Errors
+    /// After any error the writer must be dropped. A failed sync is final.
+    pub fn complete_behind(&mut self, told: &mut impl FnMut(Wrote)) -> Result<(), WriteError> {
+        if let Body::Plain(tail) = &mut self.body
+            && let Some((segment, durable)) = tail.completed()?
+        {
+            told(Wrote::Complete(segment, durable));
+            self.archive.hand_on(segment);
+        }
+        Ok(())
+    }
+
     /// Makes all that was appended durable. `None` while less has come than was held before, or
     /// when nothing is open because the last segment was completed.
     ///
     /// # Errors
     /// After any error the writer must be dropped. A failed sync is final.
     pub fn settle(&mut self) -> Result<Option<Durable>, WriteError> {
+        self.complete_behind(&mut |_| {})?;
+        if let Body::Plain(tail) = &self.body
+            && self.open.is_none()
+            && let Some(start) = tail.gathered()
+        {
+            let segment = Segment::containing(Pos::new(self.tli, start), self.archive.size);
+            self.open_file(segment, segment.start())?;
+        }
         let may_count = self.held.is_none() && self.open.as_ref().is_some_and(|open| open.named);
         let Some(mut open) = self.open.take_if(|_| may_count) else { return Ok(None) };
         self.body.write_out(&mut open)?;
@@ -368,6 +407,14 @@ impl Writer {
         if bytes.is_empty() {
             return Ok(());
         }
+        if let Body::Plain(tail) = &mut self.body
+            && tail.is_completing()
+        {
+            if tail.gather(bytes) {
+                return Ok(());
+            }
+            self.complete_behind(told)?;
+        }
         self.open_file(segment, at.saturating_add(skip as u64))?;
         let Some(open) = &mut self.open else { return Ok(()) };
         let before = self.body.written();
@@ -383,6 +430,7 @@ impl Writer {
         if self.open.is_some() {
             return Ok(());
         }
+        self.choose_body(segment, at);
         let beside = self.held.is_some_and(|held| held.place == Place::Beside);
         let path = if beside { self.archive.beside(segment) } else { self.archive.path_of(segment, self.form(true)) };
         let there = self.archive.disk.metadata(&path)?.map(|meta| meta.len);
@@ -398,9 +446,21 @@ impl Writer {
         Ok(())
     }
 
-    /// What this writer's files are.
+    /// What the open file is.
     fn form(&self, partial: bool) -> Form {
-        Form { codec: self.archive.live().map_or(Codec::Plain, |packing| packing.codec()), partial }
+        Form { codec: self.body.codec(), partial }
+    }
+
+    /// A segment of which nothing is held, and which the server has whole, is compressed as it comes: it will be
+    /// full at once, and need not be written twice. One that commits wait for is plain.
+    fn choose_body(&mut self, segment: Segment, at: Lsn) {
+        let Some(packing) = self.archive.light() else { return };
+        let whole = self.held.is_none() && at == segment.start() && self.server_end >= segment.end();
+        match (&self.body, whole) {
+            (Body::Plain(_), true) => self.body = Body::Packed(Packed::new(packing, Shape::Pieces, at)),
+            (Body::Packed(_), false) => self.body = Body::Plain(Tail::new(segment)),
+            _ => {}
+        }
     }
 
     /// Goes on in a partial of full size.
@@ -451,12 +511,19 @@ impl Writer {
     /// The segment is full and every record that ends in it is checked: sync the data, then the
     /// name, then the directory.
     fn complete(&mut self, segment: Segment, told: &mut impl FnMut(Wrote)) -> Result<(), WriteError> {
-        if let Some(mut open) = self.open.take() {
+        // Where no more comes for now, nobody would ask when it is done.
+        let more = self.server_end > segment.end() && !self.filling && self.archive.light().is_none();
+        let form = self.form(false);
+        if let Body::Plain(tail) = &mut self.body
+            && let Some(open) = self.open.take_if(|open| more && open.named && !open.resumed)
+        {
+            let (from, to) = (open.path.clone(), self.archive.path_of(segment, form));
+            tail.complete(open, Last { archive: self.archive.clone(), segment, from, to })?;
+        } else if let Some(mut open) = self.open.take() {
             self.body.end(&mut open)?;
             let (file, data) = open.take_file()?.sync()?;
             drop(file);
             let archive = &self.archive;
-            let form = self.form(false);
             let path = archive.path_of(segment, form);
             let mut entry = archive.give_final_name(segment, &open.path, &path)?;
             if open.resumed {
@@ -466,7 +533,9 @@ impl Writer {
                 entry = archive.sync_names()?;
             }
             told(Wrote::Complete(segment, Durable::new(segment.end_pos(), &data, &entry)));
-            archive.hand_on(segment);
+            if form.codec == Codec::Plain {
+                archive.hand_on(segment);
+            }
         }
         self.reader = None;
         self.body.begin(segment.end());
@@ -511,6 +580,7 @@ impl Drop for Writer {
         match (&mut self.body, &mut self.open) {
             // Whoever opens the file next must find it at rest. An error was or will be told there.
             (Body::Plain(tail), Some(open)) => _ = tail.take_back(open),
+            (Body::Plain(tail), None) => _ = tail.completed(),
             // It was not closed, because something is wrong; what it holds can still be made a whole file.
             (Body::Packed(packed), Some(open)) => _ = packed.end(open),
             _ => {}

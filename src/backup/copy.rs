@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::BackupError;
-use crate::codec::{Compression, ZSTD_FRAME, ZstdFrames};
+use crate::codec::{Compression, Frames, ZSTD_FRAME};
 use crate::disk::{Disk, DiskError, File};
 use crate::image::{
     ArchivePass, BackupLabel, BadPath, Compared, Comparison, ControlFile, IncrementReader, IncrementalError, Manifest,
@@ -137,7 +137,7 @@ struct Kept {
 
 enum Sink {
     Plain(HashedFile),
-    Zstd(ZstdFrames<HashedFile>),
+    Zstd(Box<Frames<HashedFile>>),
 }
 
 impl Copy {
@@ -190,9 +190,9 @@ impl Copy {
         let file = HashedFile::create(&*self.disk, &self.dir.join(&name), self.mode)?;
         let sink = match self.compression {
             Compression::None => Sink::Plain(file),
-            Compression::Zstd { level, workers } => {
-                Sink::Zstd(ZstdFrames::new(file, level, workers, ZSTD_FRAME).map_err(BackupError::Compress)?)
-            }
+            Compression::Zstd { level, workers } => Sink::Zstd(Box::new(
+                Frames::new(file, level.into(), workers, ZSTD_FRAME).map_err(BackupError::Compress)?,
+            )),
         };
         let pass = ArchivePass::new(oid, self.algorithm);
         self.archive = Some(ArchiveCopy { oid, name, pass, kept: None, changes: None, sink, unpacked: 0 });

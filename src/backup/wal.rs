@@ -180,8 +180,10 @@ impl<'a> Wal<'a> {
     pub(super) async fn close(self) {
         if let Way::Own(mut own) = self.way {
             own.stop.cancel();
-            // What it made durable was told; how it ends changes nothing any more.
-            let _ = (&mut own.task).await;
+            // What it made durable was told; how it ends changes nothing any more, and may have been asked already.
+            if !own.task.is_finished() {
+                let _ = (&mut own.task).await;
+            }
         }
     }
 }

@@ -316,11 +316,11 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::{DecodeError, ZstdFrames, ZstdLevel};
+    use super::super::{DecodeError, Frames, Packing};
     use super::*;
 
     fn packed(data: &[u8], frame: usize) -> Vec<u8> {
-        let mut frames = ZstdFrames::new(Vec::new(), ZstdLevel::FAST, 0, NonZeroUsize::new(frame).unwrap()).unwrap();
+        let mut frames = Frames::new(Vec::new(), Packing::FAST, 0, NonZeroUsize::new(frame).unwrap()).unwrap();
         frames.write_all(data).unwrap();
         frames.finish().unwrap()
     }

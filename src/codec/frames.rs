@@ -1,14 +1,17 @@
-//! Writing zstd so that any part of a file can be decoded alone.
+//! Compressing on several threads: in frames that do not need each other.
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use flate2::{Compress, Compression as GzipLevel, Crc, FlushCompress, Status};
+use lz4::liblz4::BlockChecksum;
+use lz4::{ContentChecksum, EncoderBuilder as Lz4Builder};
 use zstd::bulk::Compressor;
 use zstd::stream::raw::CParameter;
 
-use super::ZstdLevel;
+use super::{Method, Packing};
 
 /// Uncompressed bytes of a frame that serve both ends: large enough to compress well, small enough
 /// to share a file among many threads.
@@ -17,38 +20,54 @@ pub const ZSTD_FRAME: NonZeroUsize = NonZeroUsize::new(8 << 20).unwrap();
 /// Frames a worker may hold besides the one it works on.
 const QUEUE: usize = 1;
 
-/// Compresses what is written into zstd frames of equal uncompressed length, each of which decodes
-/// alone, says its length and ends in a checksum. One after the other they are a file that
-/// `zstd -d` reads.
+/// What a gzip file begins with: deflate, no name, no time, an unknown system.
+const GZIP_HEADER: [u8; 10] = [0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 0xFF];
+/// The empty block that ends a deflate stream.
+const DEFLATE_END: [u8; 2] = [3, 0];
+
+/// Compresses what is written in pieces of equal length, which do not need each other, so that several threads
+/// can work on one file.
 ///
-/// Nothing is complete before [`ZstdFrames::finish`]; dropping it leaves a cut file behind.
+/// In zstd and lz4 a piece is a frame, which decodes alone, and in zstd says its length and ends in a checksum. One
+/// after the other they are a file that the stock programs read. In gzip all pieces are one member, for its last bytes
+/// tell its length to programs that ask for it; what was flushed decodes.
+///
+/// Nothing is complete before [`Frames::finish`]; dropping it leaves a cut file behind.
 #[derive(Debug)]
-pub struct ZstdFrames<W> {
+pub struct Frames<W> {
     out: W,
     /// Uncompressed bytes of the frame being gathered, fewer than `frame`.
     gathered: Vec<u8>,
     frame: usize,
     engine: Engine,
-    /// Whether any frame was made: a file without one would be no zstd file.
+    /// Of the whole file, in gzip.
+    sum: Option<Crc>,
+    /// Whether any frame was made: a file without one would be no file of its kind.
     begun: bool,
     /// A failed write leaves a hole, so none may follow.
     failed: bool,
 }
 
-impl<W: Write> ZstdFrames<W> {
+impl<W: Write> Frames<W> {
     /// Compresses into `out` in frames of `frame` uncompressed bytes, the last one shorter.
     ///
     /// With `workers` threads up to four frames each are held in memory, half of them compressed;
     /// with none `write` itself compresses.
     ///
     /// # Errors
-    /// When zstd cannot be set up, or a thread cannot be started.
-    pub fn new(out: W, level: ZstdLevel, workers: u8, frame: NonZeroUsize) -> io::Result<Self> {
+    /// When the encoder cannot be set up, or a thread cannot be started.
+    pub fn new(out: W, packing: Packing, workers: u8, frame: NonZeroUsize) -> io::Result<Self> {
         let engine = match workers {
-            0 => Engine::Inline(compressor(level)?),
-            _ => Engine::Pool(Pool::new(level, workers)?),
+            0 => Engine::Inline(Press::new(packing)?),
+            _ => Engine::Pool(Pool::new(packing, workers)?),
         };
-        Ok(Self { out, gathered: Vec::new(), frame: frame.get(), engine, begun: false, failed: false })
+        let sum = (packing.method() == Method::Gzip).then(Crc::new);
+        Ok(Self { out, gathered: Vec::new(), frame: frame.get(), engine, sum, begun: false, failed: false })
+    }
+
+    /// Where it is written to.
+    pub const fn out(&mut self) -> &mut W {
+        &mut self.out
     }
 
     /// Ends the last frame, waits for all threads, flushes `out` and gives it back.
@@ -60,6 +79,12 @@ impl<W: Write> ZstdFrames<W> {
             self.guarded(Self::end_frame)?;
         }
         self.flush()?;
+        if let Some(sum) = self.sum.take() {
+            self.out.write_all(&DEFLATE_END)?;
+            self.out.write_all(&sum.sum().to_le_bytes())?;
+            self.out.write_all(&sum.amount().to_le_bytes())?;
+            self.out.flush()?;
+        }
         Ok(self.out)
     }
 
@@ -86,10 +111,13 @@ impl<W: Write> ZstdFrames<W> {
     }
 
     fn end_frame(&mut self) -> io::Result<()> {
+        if self.sum.is_some() && !self.begun {
+            self.out.write_all(&GZIP_HEADER)?;
+        }
         self.begun = true;
         let data = std::mem::take(&mut self.gathered);
         let done = match &mut self.engine {
-            Engine::Inline(compressor) => Some(compress(compressor, data)?),
+            Engine::Inline(press) => Some(press.compress(data)?),
             Engine::Pool(pool) => pool.exchange(data)?,
         };
         match done {
@@ -100,6 +128,9 @@ impl<W: Write> ZstdFrames<W> {
 
     fn take_back(&mut self, done: Done) -> io::Result<()> {
         self.out.write_all(&done.frame)?;
+        if let (Some(sum), Some(piece)) = (&mut self.sum, &done.sum) {
+            sum.combine(piece);
+        }
         if self.gathered.capacity() == 0 {
             self.gathered = done.spare;
         }
@@ -119,7 +150,7 @@ impl<W: Write> ZstdFrames<W> {
     }
 }
 
-impl<W: Write> Write for ZstdFrames<W> {
+impl<W: Write> Write for Frames<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.guarded(|frames| frames.gather(bytes))
     }
@@ -131,7 +162,7 @@ impl<W: Write> Write for ZstdFrames<W> {
 }
 
 enum Engine {
-    Inline(Compressor<'static>),
+    Inline(Press),
     Pool(Pool),
 }
 
@@ -148,19 +179,73 @@ impl std::fmt::Debug for Engine {
 struct Done {
     frame: Vec<u8>,
     spare: Vec<u8>,
+    /// Of what went into it, in gzip.
+    sum: Option<Crc>,
 }
 
-fn compressor(level: ZstdLevel) -> io::Result<Compressor<'static>> {
-    let mut compressor = Compressor::new(i32::from(level.get()))?;
-    compressor.set_parameter(CParameter::ChecksumFlag(true))?;
-    compressor.set_parameter(CParameter::ContentSizeFlag(true))?;
-    Ok(compressor)
+/// What makes frames.
+enum Press {
+    Zstd(Compressor<'static>),
+    Lz4(u32),
+    Gzip(Compress),
 }
 
-fn compress(compressor: &mut Compressor<'static>, mut data: Vec<u8>) -> io::Result<Done> {
-    let frame = compressor.compress(&data)?;
-    data.clear();
-    Ok(Done { frame, spare: data })
+impl Press {
+    fn new(packing: Packing) -> io::Result<Self> {
+        let level = packing.level();
+        Ok(match packing.method() {
+            Method::Zstd => {
+                let mut compressor = Compressor::new(i32::from(level))?;
+                compressor.set_parameter(CParameter::ChecksumFlag(true))?;
+                compressor.set_parameter(CParameter::ContentSizeFlag(true))?;
+                Self::Zstd(compressor)
+            }
+            Method::Lz4 => Self::Lz4(level.into()),
+            Method::Gzip => Self::Gzip(Compress::new(GzipLevel::new(level.into()), false)),
+        })
+    }
+
+    fn compress(&mut self, mut data: Vec<u8>) -> io::Result<Done> {
+        let mut sum = None;
+        let frame = match self {
+            Self::Zstd(compressor) => compressor.compress(&data)?,
+            Self::Lz4(level) => {
+                let mut builder = Lz4Builder::new();
+                // A checksum would take longer than the compression. Each WAL record has one of its own.
+                builder
+                    .level(*level)
+                    .checksum(ContentChecksum::NoChecksum)
+                    .block_checksum(BlockChecksum::NoBlockChecksum);
+                let mut encoder = builder.build(Vec::with_capacity(data.len() / 4))?;
+                encoder.write_all(&data)?;
+                let (frame, ended) = encoder.finish();
+                ended?;
+                frame
+            }
+            Self::Gzip(deflate) => {
+                sum.insert(Crc::new()).update(&data);
+                blocks(deflate, &data)?
+            }
+        };
+        data.clear();
+        Ok(Done { frame, spare: data, sum })
+    }
+}
+
+/// Deflate blocks that need nothing before them and end at a byte.
+fn blocks(deflate: &mut Compress, data: &[u8]) -> io::Result<Vec<u8>> {
+    deflate.reset();
+    let mut blocks = Vec::with_capacity(data.len() / 4 + 1024);
+    loop {
+        let done = usize::try_from(deflate.total_in()).unwrap_or(usize::MAX);
+        let left = data.get(done..).unwrap_or_default();
+        let status = deflate.compress_vec(left, &mut blocks, FlushCompress::Sync).map_err(io::Error::other)?;
+        // All is out when there was room for more of it.
+        if deflate.total_in() == data.len() as u64 && blocks.len() < blocks.capacity() || status == Status::StreamEnd {
+            return Ok(blocks);
+        }
+        blocks.reserve(data.len() / 4 + 1024);
+    }
 }
 
 /// Threads that take frames in turn, so that the oldest is always known.
@@ -177,8 +262,8 @@ struct Worker {
 }
 
 impl Pool {
-    fn new(level: ZstdLevel, workers: u8) -> io::Result<Self> {
-        let workers = (0..workers).map(|_| Worker::start(level)).collect::<io::Result<_>>()?;
+    fn new(packing: Packing, workers: u8) -> io::Result<Self> {
+        let workers = (0..workers).map(|_| Worker::start(packing)).collect::<io::Result<_>>()?;
         Ok(Self { workers, given: 0, taken: 0 })
     }
 
@@ -209,13 +294,13 @@ impl Pool {
 
 impl Worker {
     /// A thread that ends when its queue is dropped.
-    fn start(level: ZstdLevel) -> io::Result<Self> {
-        let mut compressor = compressor(level)?;
+    fn start(packing: Packing) -> io::Result<Self> {
+        let mut press = Press::new(packing)?;
         let (jobs, queue) = sync_channel::<Vec<u8>>(QUEUE);
         let (results, done) = sync_channel(QUEUE + 1);
-        thread::Builder::new().name("zstd".to_owned()).spawn(move || {
+        thread::Builder::new().name("compress".to_owned()).spawn(move || {
             for data in queue {
-                if results.send(compress(&mut compressor, data)).is_err() {
+                if results.send(press.compress(data)).is_err() {
                     break;
                 }
             }
@@ -238,8 +323,12 @@ mod tests {
     use super::super::{Codec, reader};
     use super::*;
 
-    fn frames(workers: u8, frame: usize) -> ZstdFrames<Vec<u8>> {
-        ZstdFrames::new(Vec::new(), ZstdLevel::FAST, workers, NonZeroUsize::new(frame).unwrap()).unwrap()
+    fn frames(workers: u8, frame: usize) -> Frames<Vec<u8>> {
+        frames_of(Packing::FAST, workers, frame)
+    }
+
+    fn frames_of(packing: Packing, workers: u8, frame: usize) -> Frames<Vec<u8>> {
+        Frames::new(Vec::new(), packing, workers, NonZeroUsize::new(frame).unwrap()).unwrap()
     }
 
     fn packed(data: &[u8], workers: u8, frame: usize) -> Vec<u8> {
@@ -303,8 +392,7 @@ mod tests {
     #[test]
     fn every_level_is_accepted() {
         for level in 1..=22 {
-            let level = ZstdLevel::new(level).unwrap();
-            let mut frames = ZstdFrames::new(Vec::new(), level, 0, NonZeroUsize::new(4096).unwrap()).unwrap();
+            let mut frames = frames_of(Packing::new(Method::Zstd, level).unwrap(), 0, 4096);
             frames.write_all(&data(5000)).unwrap();
             assert_eq!(unpacked(&frames.finish().unwrap()), data(5000));
         }
@@ -327,8 +415,7 @@ mod tests {
     #[test]
     fn after_a_failed_write_nothing_follows_the_hole() {
         for workers in [0, 1, 3] {
-            let mut frames =
-                ZstdFrames::new(Small(50), ZstdLevel::FAST, workers, NonZeroUsize::new(10).unwrap()).unwrap();
+            let mut frames = Frames::new(Small(50), Packing::FAST, workers, NonZeroUsize::new(10).unwrap()).unwrap();
             let error = (0..100).find_map(|_| frames.write_all(&[7; 10]).err()).unwrap();
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
             frames.out.0 = 1000;
@@ -339,13 +426,59 @@ mod tests {
         }
     }
 
+    /// Bytes that do not compress to nothing.
+    fn noise(len: usize) -> Vec<u8> {
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if state >> 30 == 0 { b'a' } else { (state >> 24) as u8 }
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
     #[test]
-    fn p7_zstd_itself_reads_it() {
-        let data = data(1 << 20);
-        for workers in [0, 2] {
-            let bytes = packed(&data, workers, 300_000);
-            if let Some(read) = super::super::read::tests::stock("zstd", &["-dc"], bytes) {
-                assert!(read == data);
+    fn p7_stock_programs_read_it() {
+        for data in [Vec::new(), data(1 << 20), noise(1 << 20)] {
+            for method in Method::ALL {
+                for level in method.levels().step_by(4) {
+                    for workers in [0, 2] {
+                        let packing = Packing::new(method, level).unwrap();
+                        let mut frames = frames_of(packing, workers, 300_000);
+                        frames.write_all(&data).unwrap();
+                        let bytes = frames.finish().unwrap();
+                        if method == Method::Gzip {
+                            // One member: its last bytes are the length of all.
+                            assert_eq!(bytes.last_chunk(), Some(&(data.len() as u32).to_le_bytes()));
+                        }
+                        let mut read = Vec::new();
+                        reader(packing.codec(), &bytes[..]).unwrap().read_to_end(&mut read).unwrap();
+                        assert!(read == data, "{packing}");
+                        if let Some(read) = super::super::read::tests::stock(method.name(), &["-dc"], bytes) {
+                            assert!(read == data, "{packing}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// P1: what was flushed decodes, and nothing more need follow.
+    #[test]
+    fn p1_what_is_flushed_decodes() {
+        let data = noise(1 << 20);
+        for method in Method::ALL {
+            let mut frames = frames_of(method.into(), 2, 100_000);
+            let mut end = 0;
+            for step in [1, 10, 99_989, 70_000, 1, 200_000] {
+                frames.write_all(&data[end..end + step]).unwrap();
+                frames.flush().unwrap();
+                end += step;
+                let mut decoder = reader(method.codec(), &frames.out()[..]).unwrap();
+                let (mut read, mut byte) = (Vec::new(), [0]);
+                while decoder.read(&mut byte).is_ok_and(|n| n > 0) {
+                    read.push(byte[0]);
+                }
+                assert!(read == data[..end], "{method:?} at {end}: {}", read.len());
             }
         }
     }

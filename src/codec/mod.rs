@@ -30,7 +30,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 pub use ahead::Ahead;
-pub use frames::{ZSTD_FRAME, ZstdFrames};
+pub use frames::{Frames, ZSTD_FRAME};
 pub use packing::{Method, Packer, Packing, ParsePackingError};
 #[cfg(test)]
 pub(crate) use read::tests::stock;

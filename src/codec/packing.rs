@@ -102,6 +102,21 @@ impl Packing {
     pub const fn codec(self) -> Codec {
         self.method.codec()
     }
+
+    /// Whether compressing takes hardly longer than writing the bytes as they are would.
+    pub const fn is_light(self) -> bool {
+        match self.method {
+            Method::Gzip => self.level == 1,
+            Method::Lz4 => self.level < 3,
+            Method::Zstd => self.level <= 3,
+        }
+    }
+}
+
+impl From<super::ZstdLevel> for Packing {
+    fn from(level: super::ZstdLevel) -> Self {
+        Self { method: Method::Zstd, level: level.get() }
+    }
 }
 
 impl From<Method> for Packing {

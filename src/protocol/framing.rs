@@ -1,5 +1,6 @@
 //! Where one message ends and the next begins, with every length bounded before memory is taken.
 
+use std::collections::VecDeque;
 use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -16,6 +17,10 @@ const WIDE_READ: usize = 512 << 10;
 
 /// When less than this is free behind what is buffered, new memory is taken for the next read.
 const NARROW_READ: usize = 128 << 10;
+
+/// Buffers that are kept for when all that was cut from them is gone. Fresh memory costs more than what is read
+/// into it: the kernel must clear each page. A writer's queue holds 4 MiB at most, which eight of them are.
+const SPARES: usize = 12;
 
 /// What the two sides are doing, which decides how long a message may be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,12 +104,14 @@ impl Frame {
 #[derive(Debug)]
 pub struct Framer {
     phase: Phase,
+    /// Buffers that are full; parts of them are still in use.
+    spares: VecDeque<BytesMut>,
 }
 
 impl Framer {
     /// A framer for a connection on which nobody has been accepted yet.
     pub const fn new() -> Self {
-        Self { phase: Phase::Login }
+        Self { phase: Phase::Login, spares: VecDeque::new() }
     }
 
     /// Applies the limits of `phase` to every message not yet cut.
@@ -148,7 +155,7 @@ impl Decoder for Framer {
         let missing = wanted.unwrap_or(HEADER).saturating_sub(src.len());
         let free = src.capacity().saturating_sub(src.len());
         if free < missing.max(self.least_read()) {
-            src.reserve(missing.max(self.wide_read()));
+            self.make_room(src, missing.max(self.wide_read()));
         }
         Ok(None)
     }
@@ -162,6 +169,31 @@ impl Decoder for Framer {
 }
 
 impl Framer {
+    /// Makes room for `more` bytes behind those in `src`, in memory that has been used before if there is any.
+    fn make_room(&mut self, src: &mut BytesMut, more: usize) {
+        if !matches!(self.phase, Phase::Streaming | Phase::Copying) {
+            return src.reserve(more);
+        }
+        if src.try_reclaim(more) {
+            return;
+        }
+        let needed = src.len().saturating_add(more);
+        // The oldest is free first.
+        let mut next = BytesMut::new();
+        if let Some(mut oldest) = self.spares.pop_front() {
+            if oldest.try_reclaim(needed) {
+                next = oldest;
+            } else if self.spares.len() + 1 < SPARES {
+                self.spares.push_front(oldest);
+            }
+        }
+        next.reserve(needed);
+        next.extend_from_slice(src);
+        let mut full = std::mem::replace(src, next);
+        full.clear();
+        self.spares.push_back(full);
+    }
+
     /// How much room a read is given. A copy stream is worth much, a command's answer little.
     const fn wide_read(&self) -> usize {
         match self.phase {
@@ -244,6 +276,34 @@ mod tests {
     fn an_end_inside_a_message_is_an_error() {
         let mut wire = BytesMut::from(&message(b'Z', b"I")[..5]);
         assert_eq!(Framer::new().decode_eof(&mut wire), Err(FramingError::CutOff));
+    }
+
+    /// The memory is used again when its messages are gone, and not before.
+    #[test]
+    fn buffers_are_used_again() {
+        let mut framer = Framer::new();
+        framer.enter(Phase::Streaming);
+        let mut buffer = BytesMut::new();
+        let (mut in_use, mut seen) = (VecDeque::new(), std::collections::BTreeSet::new());
+        for turn in 0_u32..400 {
+            // Three and a half in a buffer, so that a part of each fourth moves to the next.
+            let body = vec![turn as u8; 150_000];
+            for piece in message(b'd', &body).chunks(70_000) {
+                buffer.extend_from_slice(piece);
+                let room = buffer.capacity();
+                while let Some(frame) = framer.decode(&mut buffer).unwrap() {
+                    in_use.push_back((turn, frame.into_body()));
+                }
+                assert!(room <= 2 * WIDE_READ);
+                seen.insert(buffer.as_ptr().addr() / WIDE_READ);
+            }
+            while in_use.len() > 10 {
+                let (turn, body) = in_use.pop_front().unwrap();
+                assert!(body.iter().all(|byte| *byte == turn as u8));
+            }
+            assert!(framer.spares.len() <= SPARES);
+        }
+        assert!(seen.len() < 4 * SPARES, "{} places", seen.len());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::ReceiveError;
 use crate::archive::{Durable, WriteError, Writer, Wrote};
+use crate::wal::Lsn;
 
 /// Messages that may wait. A server sends at most 128 KiB in one, so this is 4 MiB at most.
 const QUEUE: usize = 32;
@@ -19,7 +20,8 @@ const ALONG: usize = 4 << 20;
 
 #[derive(Debug)]
 pub(super) enum Command {
-    Append(Bytes),
+    /// Bytes, and how far the server's log goes.
+    Append(Bytes, Lsn),
     Settle,
 }
 
@@ -80,24 +82,36 @@ fn work(
 ) -> Result<(), WriteError> {
     while let Some(command) = queue.blocking_recv() {
         match command {
-            Command::Append(bytes) => append(&mut writer, &bytes, tell)?,
+            Command::Append(bytes, server_end) => append(&mut writer, &bytes, server_end, tell)?,
             Command::Settle => {
                 let mut along = 0;
                 while along < ALONG
-                    && let Ok(Command::Append(bytes)) = queue.try_recv()
+                    && let Ok(Command::Append(bytes, server_end)) = queue.try_recv()
                 {
                     along += bytes.len();
-                    append(&mut writer, &bytes, tell)?;
+                    append(&mut writer, &bytes, server_end, tell)?;
                 }
+                complete_behind(&mut writer, tell)?;
                 let _ = tell.send(Notice::Settled(writer.settle()?));
             }
         }
     }
     // What came before the connection was lost is kept as well as if it had been asked for.
+    complete_behind(&mut writer, tell)?;
     writer.close()?;
     Ok(())
 }
 
-fn append(writer: &mut Writer, bytes: &[u8], tell: &mpsc::UnboundedSender<Notice>) -> Result<(), WriteError> {
+fn complete_behind(writer: &mut Writer, tell: &mpsc::UnboundedSender<Notice>) -> Result<(), WriteError> {
+    writer.complete_behind(&mut |wrote| _ = tell.send(Notice::Wrote(wrote)))
+}
+
+fn append(
+    writer: &mut Writer,
+    bytes: &[u8],
+    server_end: Lsn,
+    tell: &mpsc::UnboundedSender<Notice>,
+) -> Result<(), WriteError> {
+    writer.expect(server_end);
     writer.append(bytes, &mut |wrote| _ = tell.send(Notice::Wrote(wrote)))
 }

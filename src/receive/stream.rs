@@ -171,7 +171,7 @@ impl Task<'_> {
         let commands = self.actions.extract_if(.., |a| matches!(a, Action::Append(_) | Action::Settle));
         for action in commands {
             let command = match action {
-                Action::Append(bytes) => Command::Append(bytes),
+                Action::Append(bytes) => Command::Append(bytes, self.receiver.server_end()),
                 _ => Command::Settle,
             };
             if !self.waiting.is_empty() {

@@ -120,7 +120,7 @@ fn what_is_no_whole_segment_is_left_alone() {
 fn a_segment_that_was_received_anew_meanwhile_stays() {
     let log = log();
     let folder = filled(&log);
-    let queue = Arc::new(Queue::default());
+    let queue = Arc::new(Queue::new(Packing::FAST));
     let archive = folder.archive.clone().with_queue(Arc::clone(&queue));
     let (segment, other) = (folder.segment(3), folder.segment(4));
     let form = Form { codec: Codec::Zstd, partial: false };

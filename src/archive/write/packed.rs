@@ -1,21 +1,38 @@
 //! A segment that is compressed as it comes.
 
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::path::Path;
+use std::thread::available_parallelism;
 
 use super::Open;
-use crate::codec::{Packer, Packing};
+use crate::codec::{Frames, Packer, Packing};
 use crate::disk::DiskError;
 use crate::wal::Lsn;
 
 /// Compressed bytes that gather before they are written.
 const GATHERED: usize = 256 << 10;
+/// What one thread compresses at a time, where several do.
+const PIECE: NonZeroUsize = NonZeroUsize::new(1 << 20).unwrap();
+/// Threads that compress, at most. Each holds up to four pieces.
+const THREADS: usize = 4;
+
+/// How the files are made.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Shape {
+    /// As `pg_receivewal` makes them: one frame, which grows.
+    Frame,
+    /// On several threads.
+    Pieces,
+}
 
 /// The compressor of one file after the other, and what of the file has not been written.
 #[derive(Debug)]
 pub(super) struct Packed {
     packing: Packing,
+    shape: Shape,
     /// `None` at the beginning of a file.
-    packer: Option<Packer>,
+    engine: Option<Engine>,
     ready: Vec<u8>,
     /// Where in the file `ready` belongs.
     offset: u64,
@@ -25,45 +42,101 @@ pub(super) struct Packed {
     pub(super) written: Lsn,
 }
 
+#[derive(Debug)]
+enum Engine {
+    Frame(Box<Packer>),
+    Pieces(Box<Frames<Vec<u8>>>),
+}
+
+impl Engine {
+    fn start(packing: Packing, shape: Shape) -> io::Result<Self> {
+        Ok(match shape {
+            Shape::Frame => Self::Frame(Box::new(Packer::growing(packing)?)),
+            Shape::Pieces => {
+                let threads = available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS);
+                let threads = u8::try_from(threads).unwrap_or(1);
+                Self::Pieces(Box::new(Frames::new(Vec::new(), packing, threads, PIECE)?))
+            }
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8], ready: &mut Vec<u8>) -> io::Result<()> {
+        match self {
+            Self::Frame(packer) => {
+                packer.write(bytes)?;
+                packer.take(ready);
+            }
+            Self::Pieces(frames) => {
+                frames.write_all(bytes)?;
+                ready.append(frames.out());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes all ready that was taken in.
+    fn flush(&mut self, ready: &mut Vec<u8>) -> io::Result<()> {
+        match self {
+            Self::Frame(packer) => {
+                packer.flush()?;
+                packer.take(ready);
+            }
+            Self::Pieces(frames) => {
+                frames.flush()?;
+                ready.append(frames.out());
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Frame(packer) => packer.finish(),
+            Self::Pieces(frames) => frames.finish(),
+        }
+    }
+}
+
 impl Packed {
-    pub(super) const fn new(packing: Packing, start: Lsn) -> Self {
-        Self { packing, packer: None, ready: Vec::new(), offset: 0, at: start, written: start }
+    pub(super) const fn new(packing: Packing, shape: Shape, start: Lsn) -> Self {
+        Self { packing, shape, engine: None, ready: Vec::new(), offset: 0, at: start, written: start }
+    }
+
+    pub(super) const fn packing(&self) -> Packing {
+        self.packing
     }
 
     /// The next segment begins at `start`, in another file.
     pub(super) fn begin(&mut self, start: Lsn) {
-        *self = Self::new(self.packing, start);
+        *self = Self::new(self.packing, self.shape, start);
     }
 
     /// Takes bytes in, and writes what has gathered when that is much.
     pub(super) fn push(&mut self, bytes: &[u8], open: &mut Open) -> Result<(), DiskError> {
-        let packing = self.packing;
         let wrong = wrong(&open.path);
-        let packer = match &mut self.packer {
-            Some(packer) => packer,
-            none => none.insert(Packer::growing(packing).map_err(wrong)?),
+        let engine = match &mut self.engine {
+            Some(engine) => engine,
+            none => none.insert(Engine::start(self.packing, self.shape).map_err(wrong)?),
         };
-        packer.write(bytes).map_err(wrong)?;
-        packer.take(&mut self.ready);
+        engine.write(bytes, &mut self.ready).map_err(wrong)?;
         self.at = self.at.saturating_add(bytes.len() as u64);
         if self.ready.len() >= GATHERED { self.write(open) } else { Ok(()) }
     }
 
     /// Writes all that was taken in, so that it decodes.
     pub(super) fn write_out(&mut self, open: &mut Open) -> Result<(), DiskError> {
-        if let Some(packer) = self.packer.as_mut().filter(|_| self.at > self.written) {
-            packer.flush().map_err(wrong(&open.path))?;
-            packer.take(&mut self.ready);
+        if let Some(engine) = self.engine.as_mut().filter(|_| self.at > self.written) {
+            engine.flush(&mut self.ready).map_err(wrong(&open.path))?;
             self.write(open)?;
         }
         self.written = self.at;
         Ok(())
     }
 
-    /// Ends the frame: the file is a whole one.
+    /// Ends the file: it is a whole one.
     pub(super) fn end(&mut self, open: &mut Open) -> Result<(), DiskError> {
-        if let Some(packer) = self.packer.take() {
-            self.ready.append(&mut packer.finish().map_err(wrong(&open.path))?);
+        if let Some(engine) = self.engine.take() {
+            self.ready.append(&mut engine.finish().map_err(wrong(&open.path))?);
             self.write(open)?;
         }
         self.written = self.at;
@@ -80,6 +153,6 @@ impl Packed {
     }
 }
 
-fn wrong(path: &Path) -> impl Fn(std::io::Error) -> DiskError + Copy + '_ {
+fn wrong(path: &Path) -> impl Fn(io::Error) -> DiskError + Copy + '_ {
     move |e| DiskError::new("compress", path, e)
 }

@@ -2,12 +2,14 @@
 //!
 //! Bytes gather in one aligned buffer and go out in large direct writes. A sync first writes the
 //! blocks that are not full, padded with what the file holds after them, and keeps the last of
-//! them in the buffer, to be written again when it has grown.
+//! them in the buffer, to be written again when it has grown. What ends a segment, writing, syncs and the
+//! new name, is done while the first bytes of the next one gather.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use super::{Open, gone};
+use super::{Archive, Durable, Open, gone};
 use crate::disk::{AlignedBuf, BLOCK, DiskError, File};
 use crate::wal::{Lsn, Segment};
 
@@ -24,8 +26,20 @@ pub(super) struct Tail {
     /// Exclusive end of what the kernel has.
     pub(super) written: Lsn,
     flusher: Option<Flusher>,
+    /// What the flusher has, up to where.
+    busy: Option<Busy>,
     /// The other buffer, when it is here.
     other: Option<AlignedBuf>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Busy {
+    /// A part of the open segment that ends here.
+    Writing(Lsn),
+    /// It completes the segment before. None is open until that is done, so that there is one partial at a time.
+    Completing,
+    /// It could not. Nothing more is durable.
+    Failed,
 }
 
 /// Writes full buffers, so that the next bytes are checked and gathered meanwhile. It has one at a
@@ -33,15 +47,63 @@ pub(super) struct Tail {
 #[derive(Debug)]
 struct Flusher {
     jobs: SyncSender<Job>,
-    done: Receiver<(Job, Result<(), DiskError>)>,
+    done: Receiver<Done>,
 }
 
 #[derive(Debug)]
 struct Job {
     file: Box<dyn File>,
     buffer: AlignedBuf,
+    /// How much of the buffer is to be written.
+    len: usize,
     offset: u64,
-    end: Lsn,
+    /// The segment is full with this.
+    last: Option<Last>,
+}
+
+/// What gives a segment that is full its final name.
+#[derive(Debug)]
+pub(super) struct Last {
+    pub(super) archive: Archive,
+    pub(super) segment: Segment,
+    /// The partial.
+    pub(super) from: PathBuf,
+    /// The final name.
+    pub(super) to: PathBuf,
+}
+
+#[derive(Debug)]
+struct Done {
+    buffer: AlignedBuf,
+    result: Result<Outcome, DiskError>,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Written(Box<dyn File>),
+    Complete(Segment, Durable),
+}
+
+impl Job {
+    fn run(mut self) -> Done {
+        let bytes = self.buffer.get(..self.len).unwrap_or_default();
+        let written = self.file.write_at(self.offset, bytes);
+        let result = written.and_then(|()| match self.last {
+            None => Ok(Outcome::Written(self.file)),
+            Some(last) => last.complete(self.file),
+        });
+        Done { buffer: self.buffer, result }
+    }
+}
+
+impl Last {
+    /// Syncs the data, then the name, then the directory.
+    fn complete(self, file: Box<dyn File>) -> Result<Outcome, DiskError> {
+        let (file, data) = file.sync()?;
+        drop(file);
+        let entry = self.archive.give_final_name(self.segment, &self.from, &self.to)?;
+        Ok(Outcome::Complete(self.segment, Durable::new(self.segment.end_pos(), &data, &entry)))
+    }
 }
 
 impl Flusher {
@@ -49,9 +111,8 @@ impl Flusher {
         let (jobs, queue) = sync_channel::<Job>(1);
         let (tell, done) = sync_channel(1);
         std::thread::Builder::new().name("flusher".into()).spawn(move || {
-            while let Ok(mut job) = queue.recv() {
-                let written = job.file.write_at(job.offset, &job.buffer);
-                if tell.send((job, written)).is_err() {
+            while let Ok(job) = queue.recv() {
+                if tell.send(job.run()).is_err() {
                     return;
                 }
             }
@@ -65,7 +126,7 @@ impl Tail {
         // A segment has 1 MiB at least and 1 GiB at most.
         let room = usize::try_from(segment.size().bytes().min(BUFFER)).unwrap_or(BLOCK);
         let start = segment.start();
-        Self { buffer: AlignedBuf::zeroed(room), start, len: 0, written: start, flusher: None, other: None }
+        Self { buffer: AlignedBuf::zeroed(room), start, len: 0, written: start, flusher: None, busy: None, other: None }
     }
 
     /// Gathers bytes, and has each full buffer written while the next one fills.
@@ -75,11 +136,33 @@ impl Tail {
             self.buffer[self.len..self.len + n].copy_from_slice(&bytes[..n]);
             self.len += n;
             bytes = &bytes[n..];
-            if self.len == self.buffer.len() {
+            // The segment's end goes with its last bytes.
+            if self.len == self.buffer.len() && self.end() < open.segment.end() {
                 self.hand_over(open)?;
             }
         }
         Ok(())
+    }
+
+    /// Gathers bytes of a segment that is not open yet; false if the buffer would be full with them.
+    pub(super) fn gather(&mut self, bytes: &[u8]) -> bool {
+        let end = self.len + bytes.len();
+        let room = end < self.buffer.len();
+        if room {
+            self.buffer[self.len..end].copy_from_slice(bytes);
+            self.len = end;
+        }
+        room
+    }
+
+    /// Where the bytes begin that have gathered, if there are any.
+    pub(super) const fn gathered(&self) -> Option<Lsn> {
+        if self.len > 0 { Some(self.start) } else { None }
+    }
+
+    /// Exclusive end of what has been gathered.
+    fn end(&self) -> Lsn {
+        self.start.saturating_add(self.len as u64)
     }
 
     /// The next segment begins at `start`.
@@ -90,30 +173,73 @@ impl Tail {
 
     fn hand_over(&mut self, open: &mut Open) -> Result<(), DiskError> {
         self.take_back(open)?;
+        let (file, offset) = (open.take_file()?, self.start - open.segment.start());
+        self.start = self.end();
+        self.busy = Some(Busy::Writing(self.start));
+        self.send(file, offset, None, &open.path)
+    }
+
+    /// Lets the rest of a segment that is full be written, and the segment completed, while the first bytes of the
+    /// next one gather.
+    pub(super) fn complete(&mut self, mut open: Open, last: Last) -> Result<(), DiskError> {
+        self.take_back(&mut open)?;
+        let (file, offset) = (open.take_file()?, self.start - open.segment.start());
+        self.busy = Some(Busy::Completing);
+        self.send(file, offset, Some(last), &open.path)
+    }
+
+    fn send(&mut self, file: Box<dyn File>, offset: u64, last: Option<Last>, path: &Path) -> Result<(), DiskError> {
         let flusher = match self.flusher.take() {
             Some(flusher) => flusher,
-            None => Flusher::start().map_err(|e| DiskError::new("write", &open.path, e))?,
+            None => Flusher::start().map_err(|e| DiskError::new("write", path, e))?,
         };
         let other = self.other.take().unwrap_or_else(|| AlignedBuf::zeroed(self.buffer.len()));
         let buffer = std::mem::replace(&mut self.buffer, other);
-        let offset = self.start - open.segment.start();
-        self.start = self.start.saturating_add(self.len as u64);
-        self.len = 0;
-        let job = Job { file: open.take_file()?, buffer, offset, end: self.start };
-        flusher.jobs.send(job).map_err(|_| gone(&open.path))?;
+        let len = std::mem::take(&mut self.len);
+        flusher.jobs.send(Job { file, buffer, len, offset, last }).map_err(|_| gone(path))?;
         self.flusher = Some(flusher);
         Ok(())
     }
 
     /// Waits until the file and the buffer that are with the flusher are back.
     pub(super) fn take_back(&mut self, open: &mut Open) -> Result<(), DiskError> {
-        let (None, Some(flusher)) = (&open.file, &self.flusher) else { return Ok(()) };
-        let (job, written) = flusher.done.recv().map_err(|_| gone(&open.path))?;
-        open.file = Some(job.file);
-        self.other = Some(job.buffer);
-        written?;
-        self.written = job.end;
+        let Some(Busy::Writing(end)) = self.busy else { return Ok(()) };
+        if let Outcome::Written(file) = self.wait(&open.path)? {
+            open.file = Some(file);
+            self.written = end;
+        }
         Ok(())
+    }
+
+    /// Whether a segment is being completed, and no file is open.
+    pub(super) const fn is_completing(&self) -> bool {
+        matches!(self.busy, Some(Busy::Completing | Busy::Failed))
+    }
+
+    /// Waits for the segment that is being completed, if there is one.
+    pub(super) fn completed(&mut self) -> Result<Option<(Segment, Durable)>, DiskError> {
+        let path = Path::new("the segment before");
+        match self.busy {
+            Some(Busy::Completing) => match self.wait(path)? {
+                Outcome::Complete(segment, durable) => {
+                    self.written = self.written.max(segment.end());
+                    Ok(Some((segment, durable)))
+                }
+                Outcome::Written(_) => Ok(None),
+            },
+            Some(Busy::Failed) => Err(gone(path)),
+            Some(Busy::Writing(_)) | None => Ok(None),
+        }
+    }
+
+    fn wait(&mut self, path: &Path) -> Result<Outcome, DiskError> {
+        self.busy = Some(Busy::Failed);
+        let flusher = self.flusher.as_ref().ok_or_else(|| gone(path))?;
+        let done = flusher.done.recv().map_err(|_| gone(path))?;
+        let outcome = done.result?;
+        self.other = Some(done.buffer);
+        self.busy = None;
+        Ok(outcome)
     }
 
     /// Writes all that has gathered and keeps the block that is not full.
