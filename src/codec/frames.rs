@@ -235,7 +235,7 @@ impl Press {
 /// Deflate blocks that need nothing before them and end at a byte.
 fn blocks(deflate: &mut Compress, data: &[u8]) -> io::Result<Vec<u8>> {
     deflate.reset();
-    let mut blocks = Vec::with_capacity(data.len() / 4 + 1024);
+    let mut blocks = Vec::with_capacity((data.len() / 4).saturating_add(1024));
     loop {
         let done = usize::try_from(deflate.total_in()).unwrap_or(usize::MAX);
         let left = data.get(done..).unwrap_or_default();
@@ -244,7 +244,7 @@ fn blocks(deflate: &mut Compress, data: &[u8]) -> io::Result<Vec<u8>> {
         if deflate.total_in() == data.len() as u64 && blocks.len() < blocks.capacity() || status == Status::StreamEnd {
             return Ok(blocks);
         }
-        blocks.reserve(data.len() / 4 + 1024);
+        blocks.reserve((data.len() / 4).saturating_add(1024));
     }
 }
 

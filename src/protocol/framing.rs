@@ -183,7 +183,7 @@ impl Framer {
         if let Some(mut oldest) = self.spares.pop_front() {
             if oldest.try_reclaim(needed) {
                 next = oldest;
-            } else if self.spares.len() + 1 < SPARES {
+            } else if self.spares.len().saturating_add(1) < SPARES {
                 self.spares.push_front(oldest);
             }
         }

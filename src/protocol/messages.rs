@@ -113,13 +113,17 @@ impl Row {
 
     fn decode(body: &Bytes) -> Result<Self, ProtocolError> {
         let mut cursor = Cursor::new(body);
-        let count = cursor.u16_be().ok_or(ProtocolError::Malformed("row"))?;
-        if usize::from(count) > MAX_COLUMNS {
-            return Err(ProtocolError::TooMany { what: "columns", limit: MAX_COLUMNS });
+        let malformed = ProtocolError::Malformed("row");
+        let Some(count) = cursor.u16_be() else { return Err(malformed) };
+        let mut values = Vec::new();
+        for _ in 0..count {
+            let Some(value) = value(&mut cursor, body) else { return Err(malformed) };
+            if values.len() == MAX_COLUMNS {
+                return Err(ProtocolError::TooMany { what: "columns", limit: MAX_COLUMNS });
+            }
+            values.push(value);
         }
-        let values: Option<Vec<_>> = (0..count).map(|_| value(&mut cursor, body)).collect();
-        let values = values.filter(|_| cursor.end().is_some());
-        values.map(Self).ok_or(ProtocolError::Malformed("row"))
+        cursor.end().map(|()| Self(values)).ok_or(malformed)
     }
 
     /// The values.
