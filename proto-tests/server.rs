@@ -175,11 +175,10 @@ impl Peer {
         socket.flush().await.unwrap();
     }
 
-    /// Sends as much as the client takes before it hangs up.
-    pub(crate) async fn try_send(&mut self, bytes: &[u8]) {
+    /// Sends as much as the client takes before it hangs up; whether it took all.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> bool {
         let socket = self.socket();
-        let _ = socket.write_all(bytes).await;
-        let _ = socket.flush().await;
+        socket.write_all(bytes).await.is_ok() && socket.flush().await.is_ok()
     }
 
     /// Whether the client says anything more.

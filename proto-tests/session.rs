@@ -691,7 +691,7 @@ async fn a_manifest_is_uploaded_in_pieces() {
     })
     .await;
     let mut session = server.session().await;
-    session.upload_manifest(&manifest).await.unwrap();
+    session.upload_manifest(&mut &*manifest).await.unwrap();
     assert_eq!(session.show("port").await.unwrap(), "1");
     done(session, server).await;
 }
@@ -717,7 +717,7 @@ async fn a_manifest_can_be_refused_at_once_or_in_the_middle() {
         })
         .await;
         let mut session = server.session().await;
-        let error = session.upload_manifest(&[b' '; 100_000]).await.unwrap_err();
+        let error = session.upload_manifest(&mut &[b' '; 100_000][..]).await.unwrap_err();
         assert!(matches!(error, Error::Server(_)), "{error}");
         assert_eq!(session.show("port").await.unwrap(), "1");
         done(session, server).await;
@@ -729,7 +729,7 @@ async fn what_has_no_place_in_an_upload_is_refused() {
     let unexpected = |tag| ProtocolError::Unexpected { tag, during: "uploading a manifest" };
     for (answer, tag) in [(copy_out(), b'H'), (ready(), b'Z'), (copy_both(), b'W')] {
         let (server, mut session) = answering("17.2", vec![("UPLOAD_MANIFEST", answer)]).await;
-        assert_eq!(protocol_error(session.upload_manifest(b"{}").await.unwrap_err()), unexpected(tag));
+        assert_eq!(protocol_error(session.upload_manifest(&mut &b"{}"[..]).await.unwrap_err()), unexpected(tag));
         assert!(matches!(session.show("port").await, Err(Error::NotFree(_))));
         done(session, server).await;
     }

@@ -16,6 +16,7 @@
 //! * [`protocol`], [`wal`], [`image`]: the wire, the log, and what a base backup is made of; pure.
 //! * [`codec`]: compression by suffix.
 //! * `cursor`: how bytes from outside are taken apart; no read of it panics.
+//! * [`spill`]: what may grow with a cluster's files, in memory that does not.
 //! * [`disk`]: the only module that creates, syncs, renames, removes and locks.
 //!
 //! `ARCHITECTURE.md` says why it is so, and which tests hold which promise.
@@ -35,6 +36,7 @@ pub mod protocol;
 pub mod receive;
 pub mod repository;
 pub mod restore;
+pub mod spill;
 pub mod status;
 pub mod verify;
 pub mod wal;

@@ -12,11 +12,12 @@ use tokio_util::codec::Decoder;
 use walhold::codec::{Ahead, Codec, reader};
 use walhold::connection::{Conninfo, Flags, Surroundings};
 use walhold::image::{
-    BackupLabel, Comparison, ControlFile, IncrementReader, IncrementalError, Manifest, Names, Sought, TablespaceMap,
-    TarEdit, TarEvent, TarReader,
+    BackupLabel, Comparison, ControlFile, IncrementReader, IncrementalError, Listed, Manifest, Names, Sought,
+    TablespaceMap, TarEdit, TarEvent, TarReader,
 };
 use walhold::protocol::{BackupStream, BaseBackup, Framer, Phase, Reply, ServerVersion, StreamMessage, TablespaceRow};
 use walhold::repository::{DrillRecord, Pending, Seal, Sha256Sum, read};
+use walhold::spill::Scratch;
 use walhold::wal::{Chain, History, HistoryFile, Lsn, Seed, Segment, SegmentSize, TimelineId};
 
 /// The first byte says how the rest is taken.
@@ -116,7 +117,8 @@ fn edited(archive: &[u8], piece: usize) {
 
 /// What an archive holds, and whether it is one.
 fn members(archive: &[u8], piece: usize) -> (Vec<String>, bool) {
-    let (mut reader, mut names, mut told, mut bytes) = (TarReader::new(), Names::new(), Vec::new(), 0);
+    let (mut reader, mut names, mut told, mut bytes) =
+        (TarReader::new(), Names::new(Scratch::temporary()), Vec::new(), 0);
     for piece in archive.chunks(piece) {
         let fed = reader.feed(piece, &mut |event| match event {
             TarEvent::Member(member) => {
@@ -145,11 +147,12 @@ pub fn manifest(data: &[u8]) {
             for file in manifest.files() {
                 assert_eq!(manifest.file(&file.path), Some(file));
             }
-            let mut comparison = Comparison::new();
+            let mut comparison = Comparison::new(Scratch::temporary());
             for file in manifest.files() {
                 comparison.add(file.path.clone(), file.size, file.checksum.clone());
             }
-            assert!(comparison.check(&manifest).is_ok());
+            let listed = Listed::read(&mut &*bytes, bytes.len() as u64, Scratch::temporary()).unwrap();
+            assert!(comparison.check(listed).is_ok());
         }
     };
     parse(data);

@@ -14,10 +14,11 @@ use super::BackupError;
 use crate::codec::{Compression, Frames, ZSTD_FRAME};
 use crate::disk::{Disk, DiskError, File};
 use crate::image::{
-    ArchivePass, BackupLabel, BadPath, Compared, Comparison, ControlFile, IncrementReader, IncrementalError, Manifest,
-    ManifestAlgorithm, Member, MemberKind, MemberPath, PassError, TarEnd, TarEvent, stands_for,
+    ArchivePass, BackupLabel, BadPath, Compared, Comparison, ControlFile, IncrementReader, IncrementalError, Listed,
+    ManifestAlgorithm, ManifestHead, Member, MemberKind, MemberPath, PassError, TarEnd, TarEvent, stands_for,
 };
 use crate::repository::{Seal, SealedFile, Sha256Sum};
+use crate::spill::{Scratch, Spool};
 
 /// Pieces of the stream that may wait for the thread.
 const QUEUE: usize = 16;
@@ -51,7 +52,7 @@ pub(super) struct Copying {
 pub(super) struct Copied {
     /// The archives and the manifest.
     pub(super) files: Vec<SealedFile>,
-    pub(super) manifest: Manifest,
+    pub(super) manifest: ManifestHead,
     pub(super) compared: Compared,
     pub(super) label: BackupLabel,
     pub(super) control: ControlFile,
@@ -112,9 +113,10 @@ struct Copy {
     comparison: Comparison,
     label: Option<Vec<u8>>,
     control: Option<Vec<u8>>,
-    manifest: Vec<u8>,
+    manifest: Spool,
     manifest_ended: bool,
     archive: Option<ArchiveCopy>,
+    scratch: Scratch,
 }
 
 /// One archive on its way to its file.
@@ -149,6 +151,7 @@ impl Copy {
         algorithm: ManifestAlgorithm,
         incremental: bool,
     ) -> Self {
+        let scratch = Scratch::new(&dir);
         Self {
             disk,
             dir,
@@ -157,12 +160,13 @@ impl Copy {
             algorithm,
             incremental,
             files: Vec::new(),
-            comparison: Comparison::new(),
+            comparison: Comparison::new(scratch.clone()),
             label: None,
             control: None,
-            manifest: Vec::new(),
+            manifest: Spool::new(scratch.clone()),
             manifest_ended: false,
             archive: None,
+            scratch,
         }
     }
 
@@ -173,10 +177,10 @@ impl Copy {
                 Piece::Data(bytes) => self.take(&bytes)?,
                 Piece::ArchiveEnd => self.end()?,
                 Piece::ManifestData(bytes) => {
-                    if self.manifest.len() + bytes.len() > self.comparison.longest_manifest() {
+                    if self.manifest.size() + bytes.len() as u64 > self.comparison.longest_manifest() as u64 {
                         return Err(BackupError::Contradiction("its manifest has no end".into()));
                     }
-                    self.manifest.extend_from_slice(&bytes);
+                    self.manifest.put(&bytes)?;
                 }
                 Piece::ManifestEnd => self.manifest_ended = true,
             }
@@ -194,7 +198,7 @@ impl Copy {
                 Frames::new(file, level.into(), workers, ZSTD_FRAME).map_err(BackupError::Compress)?,
             )),
         };
-        let pass = ArchivePass::new(oid, self.algorithm);
+        let pass = ArchivePass::new(oid, self.algorithm, self.scratch.clone());
         self.archive = Some(ArchiveCopy { oid, name, pass, kept: None, changes: None, sink, unpacked: 0 });
         Ok(())
     }
@@ -229,26 +233,23 @@ impl Copy {
             }
             Ok(())
         });
-        fed.map_err(|e| match e {
-            PassError::Tar(e) => BackupError::Tar(e),
-            PassError::Names(e) => BackupError::Names(e),
-            PassError::Name(e) => BackupError::Contradiction(e.to_string()),
-            PassError::Seen(e) => e,
-        })?;
+        fed?;
         archive.put(bytes)
     }
 
     fn end(&mut self) -> Result<(), BackupError> {
-        let Some(mut archive) = self.archive.take() else { return Err(BackupError::Lacks("archive to end")) };
-        let pass = std::mem::replace(&mut archive.pass, ArchivePass::new(None, self.algorithm));
-        if pass.finish()? == TarEnd::Open {
-            archive.put(&TAR_END)?;
+        let Some(ArchiveCopy { name, pass, mut sink, mut unpacked, .. }) = self.archive.take() else {
+            return Err(BackupError::Lacks("archive to end"));
+        };
+        if pass.finish::<BackupError>()? == TarEnd::Open {
+            sink.put(&TAR_END)?;
+            unpacked += TAR_END.len() as u64;
         }
-        let file = match archive.sink {
+        let file = match sink {
             Sink::Plain(file) => file,
             Sink::Zstd(frames) => frames.finish().map_err(cannot_write)?,
         };
-        self.files.push(file.finish(archive.name, Some(archive.unpacked))?);
+        self.files.push(file.finish(name, Some(unpacked))?);
         Ok(())
     }
 
@@ -256,16 +257,11 @@ impl Copy {
         if !self.manifest_ended {
             return Err(BackupError::Lacks("manifest"));
         }
-        let manifest = Manifest::parse(&self.manifest)?;
-        let compared = std::mem::take(&mut self.comparison).check(&manifest).map_err(|differences| {
-            let more = differences.len().saturating_sub(1);
-            differences
-                .into_iter()
-                .next()
-                .map_or(BackupError::Lacks("file"), |first| BackupError::Differs { first, more })
-        })?;
+        let listed = Listed::read(&mut self.manifest.reader(), self.manifest.size(), self.scratch)?;
+        let manifest = listed.head().clone();
+        let compared = self.comparison.check(listed)?;
         let mut file = HashedFile::create(&*self.disk, &self.dir.join(Seal::MANIFEST), self.mode)?;
-        file.write_all(&self.manifest).map_err(cannot_write)?;
+        io::copy(&mut self.manifest.reader(), &mut file).map_err(cannot_write)?;
         self.files.push(file.finish(Seal::MANIFEST.to_owned(), None)?);
         Ok(Copied {
             files: self.files,
@@ -327,11 +323,29 @@ impl Changes {
 impl ArchiveCopy {
     fn put(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
         self.unpacked += bytes.len() as u64;
-        match &mut self.sink {
-            Sink::Plain(file) => file.write_all(bytes),
-            Sink::Zstd(frames) => frames.write_all(bytes),
+        self.sink.put(bytes)
+    }
+}
+
+impl Sink {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
+        match self {
+            Self::Plain(file) => file.write_all(bytes),
+            Self::Zstd(frames) => frames.write_all(bytes),
         }
         .map_err(cannot_write)
+    }
+}
+
+impl From<PassError<Self>> for BackupError {
+    fn from(e: PassError<Self>) -> Self {
+        match e {
+            PassError::Tar(e) => Self::Tar(e),
+            PassError::Names(e) => Self::Names(e),
+            PassError::Name(e) => Self::Contradiction(e.to_string()),
+            PassError::Disk(e) => e.into(),
+            PassError::Seen(e) => e,
+        }
     }
 }
 

@@ -11,8 +11,8 @@ use crate::archive::{ArchiveError, NotProven};
 use crate::connection::{ConnectError, Error as SessionError};
 use crate::disk::DiskError;
 use crate::image::{
-    ControlError, Difference, IncrementalError, LabelError, ManifestError, MemberPath, NameClash, TablespaceMapError,
-    TarError, TooManyCuts,
+    ControlError, Difference, IncrementalError, LabelError, ListedError, ManifestError, MemberPath, NameClash,
+    TablespaceMapError, TarError, TooManyCuts, Unequal,
 };
 use crate::protocol::{ServerVersion, SlotNameError};
 use crate::receive::ReceiveError;
@@ -89,7 +89,7 @@ pub enum BackupError {
         /// The first difference.
         first: Difference,
         /// How many there are besides.
-        more: usize,
+        more: u64,
     },
     /// The server's map of tablespaces cannot be read.
     #[error("the server's tablespace_map cannot be used: {0}")]
@@ -228,6 +228,25 @@ pub enum BackupError {
     /// The operator stopped it.
     #[error("stopped before the backup was complete")]
     Stopped,
+}
+
+impl From<ListedError> for BackupError {
+    fn from(e: ListedError) -> Self {
+        match e {
+            ListedError::Manifest(e) => e.into(),
+            ListedError::Disk(e) => e.into(),
+        }
+    }
+}
+
+impl From<Unequal> for BackupError {
+    fn from(e: Unequal) -> Self {
+        match e {
+            Unequal::Files { first, others } => Self::Differs { first, more: others },
+            Unequal::Manifest(e) => e.into(),
+            Unequal::Disk(e) => e.into(),
+        }
+    }
 }
 
 impl From<DiskError> for BackupError {

@@ -6,6 +6,7 @@ use crate::connection::{Error as SessionError, Session};
 use crate::disk::Lock;
 use crate::protocol::Condition;
 use crate::repository::{Repository, Seal, newest_base};
+use crate::spill::Scratch;
 use crate::wal::{History, TimelineId};
 
 /// Older servers cannot tell what has changed.
@@ -33,8 +34,10 @@ impl Parent {
         let id = newest_base(&backups, &way).ok_or(BackupError::NoParent(tli))?.id;
         let (mut chain, locks) = repository.hold_chain(id)?;
         let seal = chain.swap_remove(0);
-        let manifest = repository.contents(&seal).map_err(|source| BackupError::Parent { id, source })?;
-        session.upload_manifest(manifest.manifest_bytes()).await.map_err(|source| cannot(&seal, source))?;
+        let contents = repository.contents(&seal);
+        let manifest = contents.and_then(|contents| contents.manifest_spooled(Scratch::temporary()));
+        let manifest = manifest.map_err(|source| BackupError::Parent { id, source })?;
+        session.upload_manifest(&mut manifest.reader()).await.map_err(|source| cannot(&seal, source))?;
         drop(manifest);
         Ok(Self { seal, _locks: locks })
     }

@@ -10,7 +10,10 @@ use crate::archive::{ArchiveError, NotProven};
 use crate::connection::Error as SessionError;
 use crate::datadir::DataDirError;
 use crate::disk::DiskError;
-use crate::image::{ControlError, Difference, FeedError, LabelError, ManifestError, NameClash, PassError, TarError};
+use crate::image::{
+    ControlError, Difference, FeedError, LabelError, ListedError, ManifestError, NameClash, PassError, TarError,
+    Unequal,
+};
 use crate::protocol::{SlotName, SlotNameError};
 use crate::receive::ReceiveError;
 use crate::wal::{Lsn, Pos};
@@ -96,7 +99,7 @@ pub enum BaseBackupError {
         /// The first difference.
         first: Difference,
         /// How many there are besides.
-        more: usize,
+        more: u64,
     },
     /// The label in the copy cannot be read.
     #[error("the copied backup_label cannot be used: {0}")]
@@ -182,7 +185,27 @@ impl From<PassError<Self>> for BaseBackupError {
             PassError::Tar(e) => e.into(),
             PassError::Names(e) => e.into(),
             PassError::Name(e) => Self::Contradiction(e.to_string()),
+            PassError::Disk(e) => e.into(),
             PassError::Seen(e) => e,
+        }
+    }
+}
+
+impl From<ListedError> for BaseBackupError {
+    fn from(e: ListedError) -> Self {
+        match e {
+            ListedError::Manifest(e) => e.into(),
+            ListedError::Disk(e) => e.into(),
+        }
+    }
+}
+
+impl From<Unequal> for BaseBackupError {
+    fn from(e: Unequal) -> Self {
+        match e {
+            Unequal::Files { first, others } => Self::Differs { first, more: others },
+            Unequal::Manifest(e) => e.into(),
+            Unequal::Disk(e) => e.into(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Where a base backup is stored.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use crate::datadir::{DataDir, SyncMethod};
 use crate::disk::{Access, Disk, DiskError, EntryKind, File, Trouble};
 use crate::image::{Added, TarEdit, TarEnd, TarEvent};
 use crate::protocol::SlotName;
+use crate::spill::{Scratch, Spool};
 
 /// How much gathers before it is written.
 const WRITE: usize = 1 << 20;
@@ -146,8 +147,17 @@ impl Place {
         }
     }
 
+    /// Where lists go that do not fit in memory.
+    pub(super) fn scratch(&self) -> Scratch {
+        match self {
+            Self::Plain(plain) => Scratch::new(plain.data.path()),
+            Self::Tar(tar) => Scratch::new(&tar.directory),
+            Self::Output(_) => Scratch::temporary(),
+        }
+    }
+
     /// All archives have ended, and are as the manifest says.
-    pub(super) fn close(&mut self, manifest: Option<&[u8]>) -> Result<(), Error> {
+    pub(super) fn close(&mut self, manifest: Option<&Spool>) -> Result<(), Error> {
         match self {
             Self::Plain(plain) => plain.close(manifest),
             Self::Tar(tar) => tar.close(manifest),
@@ -216,14 +226,14 @@ impl Place {
 }
 
 impl Plain {
-    fn close(&mut self, manifest: Option<&[u8]>) -> Result<(), Error> {
+    fn close(&mut self, manifest: Option<&Spool>) -> Result<(), Error> {
         self.data.link_tablespaces()?;
         if let Some(recovery) = &self.recovery {
             self.data.append(AUTO_CONF, &recovery.lines)?;
             self.data.replace(STANDBY, b"")?;
         }
         if let Some(content) = manifest {
-            self.data.put(UNFINISHED_MANIFEST, content)?;
+            self.data.put_all(UNFINISHED_MANIFEST, &mut content.reader())?;
         }
         Ok(())
     }
@@ -327,10 +337,10 @@ impl TarFiles {
         Encoder::new(file, compression).map_err(cannot_write)
     }
 
-    fn close(&self, manifest: Option<&[u8]>) -> Result<(), Error> {
+    fn close(&self, manifest: Option<&Spool>) -> Result<(), Error> {
         if let Some(content) = manifest {
-            let mut file = self.disk.create(&self.directory.join(UNFINISHED_MANIFEST), self.ours.mode)?;
-            file.write_at(0, content)?;
+            let mut file = Gathering::new(self.disk.create(&self.directory.join(UNFINISHED_MANIFEST), self.ours.mode)?);
+            io::copy(&mut content.reader(), &mut file).and_then(|_| file.flush()).map_err(cannot_write)?;
         }
         Ok(())
     }
@@ -366,14 +376,28 @@ impl Output {
         Ok(Opened { sink: Some(sink), edit })
     }
 
-    fn close(&mut self, manifest: Option<&[u8]>) -> Result<(), Error> {
+    fn close(&mut self, manifest: Option<&Spool>) -> Result<(), Error> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        let (mut sink, edit) = *open;
+        let (mut sink, mut edit) = *open;
+        if let Some(content) = manifest {
+            self.add_manifest(content, &mut edit, &mut sink)?;
+        }
         let signal = self.recovery.as_ref().map(|_| self.ours.file(STANDBY, b""));
-        let manifest = manifest.map(|content| self.ours.file(MANIFEST, content));
-        let added: Vec<_> = signal.into_iter().chain(manifest).collect();
-        finish_edit(edit, &mut sink, &added)?;
+        finish_edit(edit, &mut sink, signal.as_slice())?;
         finish(sink)
+    }
+
+    fn add_manifest(&self, content: &Spool, edit: &mut TarEdit, sink: &mut Sink) -> Result<(), Error> {
+        let mut out = |part: &[u8]| sink.write_all(part).map_err(cannot_write);
+        edit.add(MANIFEST, content.size(), self.ours.mode, self.ours.mtime, &mut out).map_err(Error::edited)?;
+        let (mut reader, mut buffer) = (content.reader(), vec![0; WRITE]);
+        loop {
+            let count = reader.read(&mut buffer).map_err(cannot_write)?;
+            match buffer.get(..count) {
+                Some(part) if !part.is_empty() => out(part)?,
+                _ => return edit.pad(content.size(), &mut out),
+            }
+        }
     }
 }
 

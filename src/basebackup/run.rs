@@ -17,12 +17,13 @@ use super::{BaseBackupError as Error, Destination, Done, Event, Options, Progres
 use crate::archive::EndOfBackup;
 use crate::connection::{BackupStarted, Error as SessionError, Purpose, Session, SlotAnswer};
 use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace, overlap};
-use crate::disk::{Disk, DiskError, EntryKind, Real, read_bounded};
+use crate::disk::{Access, Disk, DiskError, EntryKind, Real, Trouble};
 use crate::image::{BackupSource, agreement};
 use crate::protocol::{
     BackupEvent, BaseBackup, Condition, Retention, ServerCompression, SlotKind, SlotName, SlotState, TablespaceRow,
 };
 use crate::receive::Upstream;
+use crate::spill::{Scratch, Spool};
 use crate::wal::{Pos, SegmentSize};
 
 /// How often it is told how far the copy is.
@@ -34,6 +35,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(600);
 /// An older backup's manifest that is larger is not one; it has about 150 bytes for each file.
 const MAX_OLD_MANIFEST: u64 = 1 << 30;
+/// Bytes of it that are read at a time.
+const OLD_PIECE: usize = 1 << 20;
 /// How long dropping a slot may take when the backup has failed.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -140,8 +143,8 @@ impl Run<'_> {
         }
         let mut standby = self.standby;
         if let Some((label, control)) = &stored.inside {
-            let manifest = stored.manifest.as_ref().map(|(_, parsed)| parsed);
-            agreement(self.system_id, start, stop, label, control, manifest).map_err(Error::Contradiction)?;
+            agreement(self.system_id, start, stop, label, control, stored.manifest.as_ref())
+                .map_err(Error::Contradiction)?;
             standby = label.source == BackupSource::Standby;
         }
         let end = if standby { EndOfBackup::Position } else { EndOfBackup::Record };
@@ -215,13 +218,9 @@ impl Run<'_> {
     async fn upload_manifest(&mut self) -> Result<(), Error> {
         let Some(path) = &self.options.incremental else { return Ok(()) };
         let (disk, path) = (self.disk.clone(), path.clone());
-        let read = spawn_blocking(move || match read_bounded(&*disk, &path, MAX_OLD_MANIFEST)? {
-            Some(Ok(manifest)) => Ok(manifest),
-            Some(Err(size)) => Err(Error::OldManifestTooLarge { path, size }),
-            None => Err(Error::NoOldManifest(path)),
-        });
+        let read = spawn_blocking(move || old_manifest(&*disk, &path));
         let manifest = read.await.map_err(|e| Error::Thread(io::Error::other(e)))??;
-        unless_stopped(self.stop, self.session.upload_manifest(&manifest)).await??;
+        unless_stopped(self.stop, self.session.upload_manifest(&mut manifest.reader())).await??;
         Ok(())
     }
 
@@ -448,6 +447,27 @@ impl Run<'_> {
             Err(left) => Error::LeftBehind { source: Box::new(error), left },
         }
     }
+}
+
+/// The manifest of an older backup, as it is now.
+fn old_manifest(disk: &dyn Disk, path: &Path) -> Result<Spool, Error> {
+    let file = disk.open(path, Access::Read).map_err(|e| match e.trouble() {
+        Trouble::Missing => Error::NoOldManifest(path.to_owned()),
+        _ => e.into(),
+    })?;
+    let size = file.size()?;
+    if size > MAX_OLD_MANIFEST {
+        return Err(Error::OldManifestTooLarge { path: path.to_owned(), size });
+    }
+    let (mut manifest, mut buffer) = (Spool::new(Scratch::temporary()), vec![0; OLD_PIECE]);
+    while manifest.size() < size {
+        let count = file.read_at(manifest.size(), &mut buffer)?;
+        match buffer.get(..count) {
+            Some(piece) if !piece.is_empty() => manifest.put(piece)?,
+            _ => break,
+        }
+    }
+    Ok(manifest)
 }
 
 /// Where the data directory and the tablespaces go.

@@ -14,9 +14,10 @@ use super::fetched::Fetched;
 use super::place::{Opened, Place, Sink, cannot_write};
 use crate::codec::{Method, reader};
 use crate::image::{
-    ArchivePass, BackupLabel, Compared, Comparison, ControlFile, Manifest, ManifestAlgorithm, MemberKind, MemberPath,
-    TarEdit, TarEnd, TarEvent,
+    ArchivePass, BackupLabel, Compared, Comparison, ControlFile, Listed, Manifest, ManifestAlgorithm, ManifestHead,
+    MemberKind, MemberPath, TarEdit, TarEnd, TarEvent,
 };
+use crate::spill::{Scratch, Spool};
 
 /// Pieces of the stream that may wait for the thread.
 const QUEUE: usize = 32;
@@ -76,8 +77,8 @@ pub(super) struct Storing {
 
 /// All was stored, and what could be compared was found equal.
 pub(super) struct Stored {
-    /// As the server sent it.
-    pub(super) manifest: Option<(Vec<u8>, Manifest)>,
+    /// What it says besides the files.
+    pub(super) manifest: Option<ManifestHead>,
     pub(super) compared: Option<Compared>,
     /// Unless nothing was looked into.
     pub(super) inside: Option<(BackupLabel, ControlFile)>,
@@ -92,17 +93,19 @@ impl Storing {
         let show = shown.clone();
         let work = move || {
             let Task { mut place, packed, algorithm, manifest, fetched } = task;
+            let scratch = place.scratch();
             let work = Work {
                 packed,
                 algorithm,
                 manifest_comes: manifest,
                 shown: show,
-                comparison: Comparison::new(),
+                comparison: Comparison::new(scratch.clone()),
                 kept: Kept::default(),
                 fetched,
                 looked: false,
                 skipped: false,
                 manifest: None,
+                scratch,
             };
             let stored = work.run(&mut queue, &mut place);
             (place, stored)
@@ -152,7 +155,9 @@ struct Work {
     looked: bool,
     /// Whether some were not.
     skipped: bool,
-    manifest: Option<Vec<u8>>,
+    /// As the server sent it.
+    manifest: Option<Spool>,
+    scratch: Scratch,
 }
 
 /// Files of the data directory that are looked into.
@@ -238,7 +243,7 @@ impl Work {
         while let Ok(piece) = queue.recv() {
             match piece {
                 Piece::Archive(oid) => self.archive(queue, place, oid)?,
-                Piece::Manifest => self.manifest = Some(manifest(queue, self.longest_manifest())?),
+                Piece::Manifest => self.manifest = Some(self.manifest(queue)?),
                 _ => return Err(Error::Lacks("archive for its data")),
             }
         }
@@ -259,7 +264,7 @@ impl Work {
             return place.end(sink, edit, TarEnd::Terminated);
         }
         let mut looking = Looking {
-            pass: ArchivePass::new(oid, self.algorithm.unwrap_or(ManifestAlgorithm::None)),
+            pass: ArchivePass::new(oid, self.algorithm.unwrap_or(ManifestAlgorithm::None), self.scratch.clone()),
             oid,
             comparison: &mut self.comparison,
             kept: &mut self.kept,
@@ -281,9 +286,24 @@ impl Work {
                 }
             }
         }
-        let end = looking.pass.finish()?;
+        let end = looking.pass.finish::<Error>()?;
         self.looked = true;
         place.end(sink, edit, end)
+    }
+
+    /// The manifest whole, if it is not too long.
+    fn manifest(&self, queue: &Receiver<Piece>) -> Result<Spool, Error> {
+        let (mut content, longest) = (Spool::new(self.scratch.clone()), self.longest_manifest() as u64);
+        loop {
+            match queue.recv() {
+                Ok(Piece::ManifestData(bytes)) if content.size() + bytes.len() as u64 <= longest => {
+                    content.put(&bytes)?;
+                }
+                Ok(Piece::ManifestData(_)) => return Err(Error::Contradiction("its manifest has no end".into())),
+                Ok(Piece::ManifestEnd) => return Ok(content),
+                _ => return Err(Error::Lacks("end of the manifest")),
+            }
+        }
     }
 
     /// What was not looked into cannot tell.
@@ -295,14 +315,13 @@ impl Work {
         if self.manifest.is_none() && self.manifest_comes {
             return Err(Error::Lacks("manifest"));
         }
-        let mut compared = None;
-        let manifest = self.manifest.map(|bytes| Ok::<_, Error>((Manifest::parse(&bytes)?, bytes))).transpose()?;
-        if let (Some((manifest, _)), Some(_)) = (&manifest, self.algorithm) {
-            compared = Some(self.comparison.check(manifest).map_err(|differences| {
-                let more = differences.len().saturating_sub(1);
-                let first = differences.into_iter().next();
-                first.map_or(Error::Lacks("file"), |first| Error::Differs { first, more })
-            })?);
+        let (mut compared, mut head) = (None, None);
+        if let Some(manifest) = &self.manifest {
+            let listed = Listed::read(&mut manifest.reader(), manifest.size(), self.scratch)?;
+            head = Some(listed.head().clone());
+            if self.algorithm.is_some() {
+                compared = Some(self.comparison.check(listed)?);
+            }
         }
         let inside = if self.looked {
             let label = BackupLabel::parse(&self.kept.label.ok_or(Error::Lacks("backup_label"))?)?;
@@ -310,25 +329,9 @@ impl Work {
         } else {
             None
         };
-        let manifest = manifest.map(|(parsed, bytes)| (bytes, parsed));
-        place.close(manifest.as_ref().map(|(bytes, _)| bytes.as_slice()))?;
+        place.close(self.manifest.as_ref())?;
         let fetched = self.fetched.filter(|_| self.looked);
-        Ok(Stored { manifest, compared, inside, fetched })
-    }
-}
-
-/// The manifest whole, if it is no longer than this.
-fn manifest(queue: &Receiver<Piece>, longest: usize) -> Result<Vec<u8>, Error> {
-    let mut content = Vec::new();
-    loop {
-        match queue.recv() {
-            Ok(Piece::ManifestData(bytes)) if content.len() + bytes.len() <= longest => {
-                content.extend_from_slice(&bytes);
-            }
-            Ok(Piece::ManifestData(_)) => return Err(Error::Contradiction("its manifest has no end".into())),
-            Ok(Piece::ManifestEnd) => return Ok(content),
-            _ => return Err(Error::Lacks("end of the manifest")),
-        }
+        Ok(Stored { manifest: head, compared, inside, fetched })
     }
 }
 

@@ -33,6 +33,9 @@ pub enum Error {
     /// The session is in the middle of something else, or at its end.
     #[error("the connection is not free for {0}")]
     NotFree(&'static str),
+    /// What the server is to get cannot be read here.
+    #[error("the manifest cannot be read: {0}")]
+    Upload(io::Error),
     /// What we would send cannot be said in the protocol.
     #[error("a NUL byte cannot be sent to the server")]
     Nul,

@@ -1,5 +1,6 @@
 //! A connection that the server has accepted: each command as a call, a WAL stream, a base backup.
 
+use std::io::Read;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -448,8 +449,8 @@ impl Session {
     ///
     /// # Errors
     /// When the server finds the manifest damaged or of another cluster, or the connection fails or
-    /// stands still.
-    pub async fn upload_manifest(&mut self, manifest: &[u8]) -> Result<(), Error> {
+    /// stands still, or the manifest cannot be read.
+    pub async fn upload_manifest(&mut self, manifest: &mut (dyn Read + Send)) -> Result<(), Error> {
         const DURING: &str = "UPLOAD_MANIFEST";
         self.limited(DURING, async |session: &mut Self| {
             session.send_command(command::UPLOAD_MANIFEST, DURING).await?;
@@ -460,7 +461,10 @@ impl Session {
             }
         })
         .await?;
-        for piece in manifest.chunks(UPLOAD) {
+        let mut buffer = vec![0; UPLOAD];
+        loop {
+            let count = manifest.read(&mut buffer).map_err(Error::Upload)?;
+            let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else { break };
             let data = CopyData::new(piece).map_err(|_| ProtocolError::Malformed("piece of a manifest"))?;
             self.limited(DURING, async |session: &mut Self| {
                 data.write(session.wire.outbox());

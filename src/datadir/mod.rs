@@ -12,6 +12,7 @@ mod scattered;
 mod sync;
 
 use std::collections::{HashMap, HashSet};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +40,12 @@ const TABLESPACES: &str = "pg_tblspc";
 
 /// How much of a file gathers before it is written.
 const WRITE: usize = 1 << 20;
+/// Bytes of a list that are passed on at a time.
+const PIECE: usize = 64 << 10;
+/// Bytes of names of directories; a database has one, and a path is short.
+const MAX_DIRECTORIES: usize = 32 << 20;
+/// More than a directory takes in memory besides its name.
+const DIRECTORY: usize = 128;
 /// Longer than any file that is read back here.
 const MAX_CONTENT: u64 = 16 << 20;
 
@@ -57,6 +64,12 @@ pub enum DataDirError {
     /// An archive of a tablespace that has no place.
     #[error("the backup holds tablespace {0}, which it did not announce")]
     Tablespace(u32),
+    /// A limit of ours.
+    #[error("the backup holds more directories than any cluster has")]
+    TooManyDirectories,
+    /// A file was laid down before under this name.
+    #[error("the backup holds two files named \"{0}\"")]
+    Twice(MemberPath),
     /// A name is too long.
     #[error(transparent)]
     Name(#[from] BadPath),
@@ -99,6 +112,8 @@ pub struct DataDir {
     made: Made,
     /// Directories that are there.
     dirs: HashMap<PathBuf, Dir>,
+    /// About what those that the backup has take in memory.
+    dirs_size: usize,
     /// Files that are there and as they are to be.
     kept: HashSet<PathBuf>,
     /// Held where something was there: nobody else is to rewrite it.
@@ -179,7 +194,7 @@ impl DataDir {
         let kept = HashSet::new();
         let (open, done, group, control, marked) = (None, 0, false, false, false);
         let gathered = Vec::with_capacity(WRITE);
-        Self { disk, places, made, dirs, kept, lock: None, marked, open, gathered, done, group, control }
+        Self { disk, places, made, dirs, dirs_size: 0, kept, lock: None, marked, open, gathered, done, group, control }
     }
 
     /// Takes the next of an archive: of a tablespace, or of the data directory. Bytes of files so far.
@@ -227,7 +242,10 @@ impl DataDir {
                 if self.kept.contains(&path) {
                     return Ok(self.disk.set_access(&path, mode, self.owner())?);
                 }
-                let file = self.disk.create(&path, 0o600)?;
+                let file = self.disk.create(&path, 0o600).map_err(|e| match e.trouble() {
+                    Trouble::Exists => DataDirError::Twice(member.path.clone()),
+                    _ => e.into(),
+                })?;
                 self.gathered.clear();
                 self.open = Some(Open { file, path, mode, at: 0 });
                 Ok(())
@@ -280,6 +298,10 @@ impl DataDir {
             self.directory(parent, None)?;
         }
         if known.is_none() {
+            self.dirs_size += path.as_os_str().len() + DIRECTORY;
+            if self.dirs_size > MAX_DIRECTORIES {
+                return Err(DataDirError::TooManyDirectories);
+            }
             // Durable with all else: a sync here would wait for what has been written so far.
             self.disk.add_dir(path, 0o700)?;
             self.dirs.insert(path.to_owned(), Dir { mode, wanted: true });
@@ -304,6 +326,27 @@ impl DataDir {
     /// When there is one of that name, or it cannot be made.
     pub fn put(&mut self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
         self.write(&self.places.data.join(name), content)
+    }
+
+    /// The same of a content that may not fit in memory. Errors of the reader have a [`DiskError`] inside.
+    ///
+    /// # Errors
+    /// As [`DataDir::put`], and when it cannot be read.
+    pub fn put_all(&mut self, name: &str, content: &mut dyn Read) -> Result<(), DataDirError> {
+        let path = self.places.data.join(name);
+        let (mut file, mut buffer, mut at) = (self.disk.create(&path, 0o600)?, vec![0; PIECE], 0);
+        loop {
+            let unread = |e: io::Error| e.downcast().unwrap_or_else(|e| DiskError::new("read what becomes", &path, e));
+            let count = content.read(&mut buffer).map_err(unread)?;
+            let piece = buffer.get(..count).unwrap_or_default();
+            if piece.is_empty() {
+                break;
+            }
+            file.write_at(at, piece)?;
+            at += piece.len() as u64;
+        }
+        drop(file);
+        Ok(self.disk.set_access(&path, if self.group { 0o640 } else { 0o600 }, self.owner())?)
     }
 
     /// The same in a directory of it, which is made if it is missing.

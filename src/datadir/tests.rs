@@ -269,6 +269,19 @@ fn names_of_ours_and_links_of_others_are_refused() {
     assert!(disk.open(Path::new("/top/data/huge"), Access::Read).is_ok_and(|file| file.size().unwrap() == 0));
 }
 
+/// P6: neither a second file of a name, nor directories without end, is the disk's mistake.
+#[test]
+fn p6_what_no_server_sends_is_told_as_such() {
+    let disk = Arc::new(Simulated::new(BLOCK));
+    let _top = disk.make_dirs(Path::new("/top"), 0o700).unwrap();
+    let mut data = DataDir::make(disk, plain(Path::new("/top"))).unwrap();
+    let file = || Thing::File("base/1", Vec::new(), 0o600);
+    feed(&mut data, None, &[file(), Thing::Dir("base/5")]).unwrap();
+    assert!(matches!(feed(&mut data, None, &[file()]), Err(DataDirError::Twice(path)) if path.as_bytes() == b"base/1"));
+    data.dirs_size = MAX_DIRECTORIES - DIRECTORY;
+    assert!(matches!(feed(&mut data, None, &[Thing::Dir("base/6")]), Err(DataDirError::TooManyDirectories)));
+}
+
 /// What is in the tablespaces of the backup.
 fn inside() -> Vec<Thing> {
     vec![Thing::Dir("PG_17"), Thing::File("PG_17/1", CONTENT.to_vec(), 0o600)]

@@ -3,17 +3,19 @@
 
 mod algorithm;
 mod comparison;
+mod listed;
+mod read;
 mod write;
 
 pub use algorithm::{Checksum, Hasher, ManifestAlgorithm, UnknownAlgorithm};
-pub use comparison::{Compared, Comparison, Difference};
+pub use comparison::{Compared, Comparison, Difference, Unequal};
+pub use listed::{Listed, ListedError};
+pub use read::{ManifestReadError, read_manifest};
 pub use write::{ManifestWriter, relisted};
 
-use std::fmt;
+use std::convert::Infallible;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
-use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use super::MemberPath;
@@ -25,14 +27,30 @@ const CHECKSUM_KEY: &[u8] = b"\n\"Manifest-Checksum\": \"";
 /// What the server writes behind it.
 const CLOSING: &[u8] = b"\"}\n";
 
-/// What a server lists of one backup.
+/// What a server lists of one backup, in memory: for small ones, and where files are looked up by their paths.
+/// [`read_manifest`] and [`Listed`] do without.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Manifest {
-    version: u32,
-    system_identifier: Option<u64>,
+    head: ManifestHead,
     /// In the order of their paths, no path twice.
     files: Vec<ManifestFile>,
-    wal_ranges: Vec<WalRange>,
+}
+
+/// What a manifest says besides its files.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ManifestHead {
+    /// The version of the format: 1 from servers up to 16, 2 from 17 on.
+    pub version: u32,
+    /// The cluster that was copied; version 1 does not name it.
+    pub system_identifier: Option<u64>,
+    /// How many files it lists.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Of the first checksum in it; a server uses one algorithm for all.
+    pub algorithm: ManifestAlgorithm,
+    /// The WAL that the backup needs, newest timeline first.
+    pub wal_ranges: Vec<WalRange>,
 }
 
 /// A file of the backup.
@@ -92,40 +110,45 @@ impl Manifest {
     /// Files that a manifest may list.
     pub const MAX_FILES: usize = 10_000_000;
 
-    /// Reads a manifest, after checking it against its own checksum. Keep the bytes: what is
+    /// Reads a manifest, and checks it against its own checksum. Keep the bytes: what is
     /// stored and restored is what the server wrote.
     ///
     /// # Errors
     /// When it is damaged, of an unknown version, or above a limit.
     pub fn parse(content: &[u8]) -> Result<Self, ManifestError> {
-        if content.len() > Self::MAX_BYTES {
-            return Err(ManifestError::TooLong(content.len()));
-        }
-        check_own_checksum(content)?;
-        let raw: RawManifest = serde_json::from_slice(content).map_err(|error| explain(content, &error))?;
-        if !matches!(raw.version, 1 | 2) {
-            return Err(ManifestError::Version(raw.version.into()));
-        }
-        if (raw.version == 1) != raw.system_identifier.is_none() {
-            return Err(ManifestError::SystemIdentifier);
-        }
-        let mut files = raw.files;
+        let mut files = Vec::new();
+        let head = read_manifest(&mut &*content, content.len() as u64, &mut |file| {
+            files.push(file);
+            Ok::<_, Infallible>(())
+        });
+        let head = head.map_err(|e| match e {
+            ManifestReadError::Manifest(e) => e,
+            ManifestReadError::Io(e) => ManifestError::Content(e.to_string()),
+            ManifestReadError::Seen(never) => match never {},
+        })?;
+        Self::of(head, files)
+    }
+
+    /// What was read of one.
+    ///
+    /// # Errors
+    /// When it lists a path twice.
+    pub fn of(head: ManifestHead, mut files: Vec<ManifestFile>) -> Result<Self, ManifestError> {
         files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        if let Some([first, _]) = files.array_windows().find(|[a, b]| a.path == b.path) {
-            return Err(ManifestError::Twice(first.path.clone()));
+        match files.array_windows().find(|[a, b]| a.path == b.path) {
+            Some([first, _]) => Err(ManifestError::Twice(first.path.clone())),
+            None => Ok(Self { head, files }),
         }
-        let RawManifest { version, system_identifier, wal_ranges, .. } = raw;
-        Ok(Self { version, system_identifier, files, wal_ranges })
     }
 
     /// The version of the format: 1 from servers up to 16, 2 from 17 on.
     pub const fn version(&self) -> u32 {
-        self.version
+        self.head.version
     }
 
     /// The cluster that was copied; version 1 does not name it.
     pub const fn system_identifier(&self) -> Option<u64> {
-        self.system_identifier
+        self.head.system_identifier
     }
 
     /// The files, in the order of their paths' bytes, each once.
@@ -135,7 +158,7 @@ impl Manifest {
 
     /// The WAL that the backup needs, newest timeline first.
     pub fn wal_ranges(&self) -> &[WalRange] {
-        &self.wal_ranges
+        &self.head.wal_ranges
     }
 
     /// The entry of one file.
@@ -143,74 +166,6 @@ impl Manifest {
         let at = self.files.binary_search_by(|file| file.path.cmp(path)).ok()?;
         self.files.get(at)
     }
-}
-
-/// The last 64 digits are the SHA-256 of all that comes before their key.
-fn check_own_checksum(content: &[u8]) -> Result<(), ManifestError> {
-    let (digits, body) = own_checksum(content).ok_or(ManifestError::NoChecksum)?;
-    let told = algorithm::unhex(digits).ok_or(ManifestError::NoChecksum)?;
-    if Sha256::digest(body).as_slice() == told.as_ref() { Ok(()) } else { Err(ManifestError::Checksum) }
-}
-
-/// The checksum's digits, and what it covers: up to and with the line end before its key.
-fn own_checksum(content: &[u8]) -> Option<(&[u8], &[u8])> {
-    let head = content.strip_suffix(CLOSING)?;
-    let (head, digits) = head.split_at_checked(head.len().checked_sub(64)?)?;
-    let body = head.strip_suffix(CHECKSUM_KEY)?;
-    Some((digits, content.get(..body.len() + 1)?))
-}
-
-/// An unknown version explains all else that looks wrong.
-fn explain(content: &[u8], error: &serde_json::Error) -> ManifestError {
-    #[derive(Deserialize)]
-    struct Version {
-        #[serde(rename = "PostgreSQL-Backup-Manifest-Version")]
-        version: u64,
-    }
-    match serde_json::from_slice(content) {
-        Ok(Version { version }) if !matches!(version, 1 | 2) => ManifestError::Version(version),
-        _ => ManifestError::Content(error.to_string()),
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawManifest {
-    #[serde(rename = "PostgreSQL-Backup-Manifest-Version")]
-    version: u32,
-    #[serde(rename = "System-Identifier")]
-    system_identifier: Option<u64>,
-    #[serde(rename = "Files", deserialize_with = "bounded_files")]
-    files: Vec<ManifestFile>,
-    #[serde(rename = "WAL-Ranges")]
-    wal_ranges: Vec<WalRange>,
-    #[serde(rename = "Manifest-Checksum")]
-    _checksum: serde::de::IgnoredAny,
-}
-
-fn bounded_files<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<ManifestFile>, D::Error> {
-    struct Files;
-
-    impl<'de> Visitor<'de> for Files {
-        type Value = Vec<ManifestFile>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of files")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            let mut files = Vec::new();
-            while let Some(file) = list.next_element()? {
-                if files.len() == Manifest::MAX_FILES {
-                    return Err(A::Error::custom("it lists too many files"));
-                }
-                files.push(file);
-            }
-            Ok(files)
-        }
-    }
-
-    from.deserialize_seq(Files)
 }
 
 #[derive(Deserialize)]
@@ -289,6 +244,7 @@ impl TryFrom<RawRange> for WalRange {
 pub(super) mod tests {
     use proptest::prelude::*;
     use proptest::sample::Index;
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
 
@@ -402,6 +358,36 @@ pub(super) mod tests {
         assert!(told(&FILE.replace("\"Size\"", "\"Extra\": 1, \"Size\""), RANGE).starts_with("unknown field `Extra`"));
         let twice = version_1(&format!("{FILE},{FILE}"), RANGE);
         assert_eq!(parse(&twice), Err(ManifestError::Twice(path(b"base/1/1247"))));
+    }
+
+    /// Of what is not a file's line nothing is kept, however long it is.
+    #[test]
+    fn p6_lines_are_bounded() {
+        for long in [FILE.replace("1247", &"7".repeat(1 << 20)), FILE.replace("GMT", &"x".repeat(1 << 20))] {
+            for files in [&*long, &format!("{FILE},\n{long},\n{FILE}")] {
+                let told = parse(&version_1(files, RANGE)).unwrap_err().to_string();
+                assert!(told.contains("a line of it is far too long"), "{told}");
+            }
+        }
+        let ranges = [RANGE; 10_001].join(",\n");
+        let told = parse(&version_1(FILE, &ranges)).unwrap_err().to_string();
+        assert!(told.contains("too many ranges"), "{told}");
+    }
+
+    #[test]
+    fn what_is_missing_or_twice_is_told() {
+        let whole = version_1(FILE, RANGE);
+        let files = &whole[whole.find("\"Files\"").unwrap()..whole.find("\"WAL-Ranges\"").unwrap()];
+        let ranges = &whole[whole.find("\"WAL-Ranges\"").unwrap()..];
+        let content = |body: String| match parse(&body) {
+            Err(ManifestError::Content(told)) => told,
+            other => panic!("{body}: {other:?}"),
+        };
+        for (part, name) in [(files, "Files"), (ranges, "WAL-Ranges")] {
+            assert!(content(whole.replace(part, "")).starts_with(&format!("missing field `{name}`")));
+            assert!(content(format!("{whole}{part}")).starts_with(&format!("duplicate field `{name}`")));
+        }
+        assert!(content(format!("{whole}\"More\": 1,\n")).starts_with("unknown field `More`"));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! ([`TarReader`]), the manifest ([`Manifest`]), `backup_label` and `tablespace_map`
 //! ([`BackupLabel`], [`TablespaceMap`]), and `pg_control` ([`ControlFile`]).
 //!
-//! Pure: bytes in, values out; no file, socket or clock. Nothing read here is trusted. A name is a
+//! Pure: bytes in, values out; no file, socket or clock, but for the scratch files to which lists go that would not fit
+//! in memory ([`crate::spill`]). Nothing read here is trusted. A name is a
 //! [`MemberPath`] or it is refused, so that nothing can lead out of the directory it is laid down
 //! in; every size, count and length is checked before memory is taken; and each reader refuses
 //! what a server does not write rather than guessing what it could mean.
@@ -35,10 +36,11 @@ pub use label::{
 };
 pub use left_out::{emptied, holds_data, is_left_out, is_of_database, relations_left_out};
 pub use manifest::{
-    Checksum, Compared, Comparison, Difference, Hasher, Manifest, ManifestAlgorithm, ManifestError, ManifestFile,
-    ManifestWriter, UnknownAlgorithm, WalRange, relisted,
+    Checksum, Compared, Comparison, Difference, Hasher, Listed, ListedError, Manifest, ManifestAlgorithm,
+    ManifestError, ManifestFile, ManifestHead, ManifestReadError, ManifestWriter, Unequal, UnknownAlgorithm, WalRange,
+    read_manifest, relisted,
 };
-pub use names::{NameClash, Names};
+pub use names::{NameClash, Names, NamesError};
 pub use pass::{ArchivePass, PassError};
 pub use path::{BadPath, MemberPath, PathFault};
 pub use tar::{Added, FeedError, Member, MemberKind, TarEdit, TarEnd, TarError, TarEvent, TarReader};
@@ -51,6 +53,7 @@ mod captured {
 
     use super::*;
     use crate::codec::{Codec, reader};
+    use crate::spill::Scratch;
 
     const BASE_13: &[u8] = include_bytes!("../../proto-tests/captured/base-13.tar.zst");
     const BASE_17: &[u8] = include_bytes!("../../proto-tests/captured/base-17.tar.zst");
@@ -84,7 +87,7 @@ mod captured {
     /// The archives hold the small files of a backup only; each is as the whole manifest lists it.
     fn check(archive: &[u8], manifest: &Manifest) -> (Vec<(Member, Vec<u8>)>, TarEnd) {
         let (members, end) = members(archive);
-        let mut names = Names::new();
+        let mut names = Names::new(Scratch::temporary());
         let mut odd = 0;
         for (member, data) in &members {
             names.take(member).unwrap();

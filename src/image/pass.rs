@@ -3,9 +3,11 @@
 use thiserror::Error;
 
 use super::{
-    BadPath, Comparison, FeedError, Hasher, ManifestAlgorithm, MemberKind, MemberPath, NameClash, Names, TarEnd,
-    TarError, TarEvent, TarReader,
+    BadPath, Comparison, FeedError, Hasher, ManifestAlgorithm, MemberKind, MemberPath, NameClash, Names, NamesError,
+    TarEnd, TarError, TarEvent, TarReader,
 };
+use crate::disk::DiskError;
+use crate::spill::Scratch;
 
 /// Reads an archive as it comes: its names are checked, and every file in it is digested and noted for the
 /// comparison with the manifest.
@@ -27,7 +29,7 @@ struct Digesting {
 }
 
 /// Why an archive is not read on.
-#[derive(Debug, PartialEq, Eq, Error)]
+#[derive(Debug, Error)]
 pub enum PassError<E> {
     /// It is not what a server writes.
     #[error(transparent)]
@@ -38,6 +40,9 @@ pub enum PassError<E> {
     /// A name in a tablespace is too long.
     #[error(transparent)]
     Name(#[from] BadPath),
+    /// Its names, which do not fit in memory, have no place on disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// What the caller did with an event failed.
     #[error("{0}")]
     Seen(E),
@@ -45,9 +50,9 @@ pub enum PassError<E> {
 
 impl ArchivePass {
     /// At the beginning of the archive of a tablespace, or of the data directory. The checksums are for a
-    /// manifest of this algorithm.
-    pub fn new(tablespace: Option<u32>, algorithm: ManifestAlgorithm) -> Self {
-        Self { tablespace, algorithm, reader: TarReader::new(), names: Names::new(), file: None }
+    /// manifest of this algorithm. Names that do not fit in memory go to `scratch`.
+    pub fn new(tablespace: Option<u32>, algorithm: ManifestAlgorithm, scratch: Scratch) -> Self {
+        Self { tablespace, algorithm, reader: TarReader::new(), names: Names::new(scratch), file: None }
     }
 
     /// Reads on, adds each file that has come whole to `comparison`, and shows what it meets to `seen`.
@@ -98,8 +103,13 @@ impl ArchivePass {
     /// Says how it ended.
     ///
     /// # Errors
-    /// When it did not end after a whole member.
-    pub fn finish(self) -> Result<TarEnd, TarError> {
-        self.reader.finish()
+    /// When it did not end after a whole member, or two of its names clash.
+    pub fn finish<E>(self) -> Result<TarEnd, PassError<E>> {
+        let end = self.reader.finish()?;
+        self.names.finish().map_err(|e| match e {
+            NamesError::Clash(e) => PassError::Names(e),
+            NamesError::Disk(e) => PassError::Disk(e),
+        })?;
+        Ok(end)
     }
 }

@@ -72,7 +72,10 @@ pub async fn receive(
         let Setback { failures, away, news } = doubts.outage.failed(now, &error.to_string(), lasts);
         let wait = retry.wait(failures, random());
         let full = is_full(&error);
-        tell(Event::Disconnected { error, lasts, news, away, wait, passed_over });
+        // What does not verify and is asked for again has been told as that.
+        if !(asked_again && matches!(error, ReceiveError::NotValid { .. })) {
+            tell(Event::Disconnected { error, lasts, news, away, wait, passed_over });
+        }
         if !rest(wait, stop).await || full && !room(archive, stop, tell).await {
             return Ok(Finished::Stopped);
         }

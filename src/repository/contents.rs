@@ -7,26 +7,32 @@ mod folder;
 
 pub use elsewhere::Said;
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::copied::TreeError;
+use super::copied::{TreeError, tablespace_of};
 use super::{BackupId, Kind, Method, Repository, Seal, SealedFile, Sha256Sum};
 use crate::archive::ArchiveError;
 use crate::codec::{Ahead, Codec};
 use crate::disk::{Access, AlignedBuf, DiskError, File, Trouble, read_bounded};
 use crate::image::{
     BackupLabel, BadPath, Compared, Comparison, ControlError, ControlFile, Difference, FeedError, Hasher, LabelError,
-    Manifest, ManifestAlgorithm, ManifestError, MemberKind, MemberPath, NameClash, Names, TablespaceMap,
-    TablespaceMapError, TarError, TarEvent, TarReader,
+    Listed, ListedError, Manifest, ManifestAlgorithm, ManifestError, ManifestFile, ManifestHead, ManifestReadError,
+    MemberKind, MemberPath, NameClash, Names, NamesError, TablespaceMap, TablespaceMapError, TarError, TarEvent,
+    TarReader, Unequal, read_manifest,
 };
+use crate::spill::{Scratch, Spool};
 use crate::wal::{Pos, TimelineId};
 
 /// How much is read at a time.
 const CHUNK: usize = 1 << 20;
+/// Bytes of a manifest that are passed on at a time.
+const PIECE: usize = 64 << 10;
 
 /// The files that are kept while they pass; larger ones are none that a server writes.
 const MAX_KEPT: usize = 1 << 20;
@@ -54,8 +60,11 @@ pub struct Contents<'a> {
     seal: &'a Seal,
     dir: PathBuf,
     archives: Vec<BackupArchive>,
-    manifest: Manifest,
-    manifest_bytes: Vec<u8>,
+    /// What the seal says of the manifest.
+    listed: SealedFile,
+    manifest: ManifestHead,
+    /// Of what a command has copied: bytes by tablespace.
+    copied: BTreeMap<Option<u32>, u64>,
 }
 
 /// What was found right by reading everything.
@@ -169,7 +178,7 @@ pub enum ContentError {
         /// In the order of their paths.
         first: Difference,
         /// How many besides.
-        others: usize,
+        others: u64,
     },
     /// A file without which a server does not know that it recovers from a backup.
     #[error("the backup has no \"{0}\"")]
@@ -295,11 +304,47 @@ impl Repository {
             }
         };
         self.check_sizes(seal)?;
-        let listed = seal.file(Seal::MANIFEST).ok_or_else(|| ContentError::NotListed("manifest".to_owned()))?;
-        let manifest_bytes = self.read_kept(&dir, listed, Manifest::MAX_BYTES as u64)?;
-        let manifest = Manifest::parse(&manifest_bytes)?;
+        let listed = seal.file(Seal::MANIFEST).ok_or_else(|| ContentError::NotListed("manifest".to_owned()))?.clone();
+        let spaces = seal.tablespaces.iter().map(|space| (Some(space.oid), 0));
+        let mut copied: BTreeMap<_, u64> = [(None, 0)].into_iter().chain(spaces).collect();
+        let manifest = self.read_manifest(&dir, &listed, &mut |file| {
+            if seal.method == Method::Copied {
+                let sum = copied.entry(tablespace_of(seal, &file.path)).or_default();
+                *sum = sum.saturating_add(file.size);
+            }
+            Ok::<_, Infallible>(())
+        });
+        let manifest = manifest.map_err(|e| match e {
+            ReadError::Content(e) => e,
+            ReadError::Seen(never) => match never {},
+        })?;
         check_manifest(&manifest, seal)?;
-        Ok(Contents { repository: self, seal, dir, archives, manifest, manifest_bytes })
+        Ok(Contents { repository: self, seal, dir, archives, listed, manifest, copied })
+    }
+
+    /// Reads a manifest, and holds it against the seal.
+    fn read_manifest<E>(
+        &self,
+        dir: &Path,
+        listed: &SealedFile,
+        seen: &mut dyn FnMut(ManifestFile) -> Result<(), E>,
+    ) -> Result<ManifestHead, ReadError<E>> {
+        let mut hashed = Hashed::new(self.open_listed(dir, listed, Access::Read)?);
+        let read = match read_manifest(&mut hashed, listed.size, seen) {
+            Err(ManifestReadError::Seen(e)) => return Err(ReadError::Seen(e)),
+            Err(ManifestReadError::Io(e)) => return Err(ContentError::Disk(cannot_read(dir, e)).into()),
+            Err(ManifestReadError::Manifest(e)) => Err(e),
+            Ok(head) => Ok(head),
+        };
+        hashed.matches(listed)?;
+        Ok(read.map_err(ContentError::Manifest)?)
+    }
+
+    fn open_listed(&self, dir: &Path, listed: &SealedFile, access: Access) -> Result<Box<dyn File>, ContentError> {
+        match self.disk.open(&dir.join(&listed.name), access) {
+            Err(e) if e.trouble() == Trouble::Missing => Err(ContentError::Missing(listed.name.clone())),
+            file => Ok(file?),
+        }
     }
 
     /// Compares the history files on a backup's way with those of the archive; how many there are.
@@ -332,7 +377,7 @@ impl Repository {
         Ok(())
     }
 
-    fn read_kept(&self, dir: &std::path::Path, listed: &SealedFile, max: u64) -> Result<Vec<u8>, ContentError> {
+    fn read_kept(&self, dir: &Path, listed: &SealedFile, max: u64) -> Result<Vec<u8>, ContentError> {
         let name = || listed.name.clone();
         let bytes = match read_bounded(&*self.disk, &dir.join(&listed.name), max)? {
             Some(Ok(bytes)) => bytes,
@@ -347,13 +392,18 @@ impl Repository {
     }
 }
 
-fn check_manifest(manifest: &Manifest, seal: &Seal) -> Result<(), ContentError> {
-    if let Some(id) = manifest.system_identifier().filter(|id| *id != seal.system_identifier) {
+/// The file system's error, which is inside.
+fn cannot_read(dir: &Path, e: io::Error) -> DiskError {
+    e.downcast().unwrap_or_else(|e| DiskError::new("read", dir, e))
+}
+
+fn check_manifest(manifest: &ManifestHead, seal: &Seal) -> Result<(), ContentError> {
+    if let Some(id) = manifest.system_identifier.filter(|id| *id != seal.system_identifier) {
         return Err(ContentError::ManifestCluster(id));
     }
     // Newest first.
-    let from = manifest.wal_ranges().last().map(|range| Pos::new(range.tli, range.start));
-    let to = manifest.wal_ranges().first().map(|range| Pos::new(range.tli, range.end));
+    let from = manifest.wal_ranges.last().map(|range| Pos::new(range.tli, range.start));
+    let to = manifest.wal_ranges.first().map(|range| Pos::new(range.tli, range.end));
     if (from, to) != (Some(seal.start), Some(seal.stop)) {
         return Err(ContentError::Ranges { from, to, start: seal.start, stop: seal.stop });
     }
@@ -376,20 +426,67 @@ impl Contents<'_> {
         &self.archives
     }
 
-    /// The server's manifest.
-    pub const fn manifest(&self) -> &Manifest {
+    /// What the server's manifest says besides its files.
+    pub const fn manifest(&self) -> &ManifestHead {
         &self.manifest
     }
 
-    /// The manifest's own bytes.
-    pub fn manifest_bytes(&self) -> &[u8] {
-        &self.manifest_bytes
+    /// All of the manifest, in memory, to look files up in it.
+    ///
+    /// # Errors
+    /// When it is not as the seal says any more.
+    pub fn all_files(&self) -> Result<Manifest, ContentError> {
+        let mut files = Vec::new();
+        let head = self.each_file(&mut |file| {
+            files.push(file);
+            Ok(())
+        })?;
+        Ok(Manifest::of(head, files)?)
+    }
+
+    /// The manifest's own bytes, given to `put` in pieces.
+    ///
+    /// # Errors
+    /// When they are not as the seal says any more, or `put` fails.
+    pub fn manifest_bytes<E>(&self, put: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), ReadError<E>> {
+        let mut hashed = Hashed::new(self.repository.open_listed(&self.dir, &self.listed, Access::Read)?);
+        let mut piece = vec![0; PIECE];
+        loop {
+            let count = hashed.read(&mut piece).map_err(|e| ContentError::Disk(cannot_read(&self.dir, e)))?;
+            match piece.get(..count) {
+                Some(bytes) if !bytes.is_empty() => put(bytes).map_err(ReadError::Seen)?,
+                _ => return Ok(hashed.matches(&self.listed)?),
+            }
+        }
+    }
+
+    /// The same, to be read more than once. What does not fit in memory goes to `scratch`.
+    ///
+    /// # Errors
+    /// When they are not as the seal says any more, or have no place on disk.
+    pub fn manifest_spooled(&self, scratch: Scratch) -> Result<Spool, ContentError> {
+        let mut spool = Spool::new(scratch);
+        self.manifest_bytes(&mut |bytes| spool.put(bytes)).map_err(|e| match e {
+            ReadError::Content(e) => e,
+            ReadError::Seen(e) => e.into(),
+        })?;
+        Ok(spool)
+    }
+
+    /// The files that the manifest lists, in its own order.
+    fn each_file(
+        &self,
+        seen: &mut dyn FnMut(ManifestFile) -> Result<(), ContentError>,
+    ) -> Result<ManifestHead, ContentError> {
+        self.repository.read_manifest(&self.dir, &self.listed, seen).map_err(|e| match e {
+            ReadError::Content(e) | ReadError::Seen(e) => e,
+        })
     }
 
     /// Bytes that are laid down of the data directory and of each tablespace that has a place of its own.
     pub fn sizes(&self) -> Vec<(Option<u32>, u64)> {
         if self.seal.method == Method::Copied {
-            return self.copy_sizes();
+            return self.copied.iter().map(|(tablespace, size)| (*tablespace, *size)).collect();
         }
         let size = |archive: &BackupArchive| archive.file.unpacked.unwrap_or(archive.file.size);
         self.archives.iter().map(|archive| (archive.tablespace, size(archive))).collect()
@@ -417,50 +514,62 @@ impl Contents<'_> {
         needed: &dyn Fn(u32) -> bool,
         seen: &mut impl FnMut(Option<u32>, &TarEvent<'_>) -> Result<(), E>,
     ) -> Result<ContentsRead, ReadError<E>> {
-        let mut pass = Pass { manifest: &self.manifest, comparison: Comparison::new(), kept: Kept::default() };
+        let (scratch, algorithm) = (Scratch::temporary(), self.manifest.algorithm);
+        let comparison = Comparison::new(scratch.clone());
+        let mut pass = Pass { algorithm, comparison, scratch: scratch.clone(), kept: Kept::default() };
         if self.seal.method == Method::Copied {
             self.read_copy(&mut pass, seen)?;
         }
         for archive in &self.archives {
             match archive.tablespace.filter(|oid| !needed(*oid)) {
-                Some(oid) => pass.take_as_listed(oid),
+                Some(oid) => self.take_as_listed(oid, &mut pass)?,
                 None => self.read_archive(archive, &mut pass, seen)?,
             }
         }
-        let compared = pass.comparison.check(&self.manifest).map_err(|differences| {
-            let others = differences.len().saturating_sub(1);
-            let first = differences.into_iter().next();
-            match first {
-                Some(first) => ContentError::Files { first, others },
-                None => ContentError::NotListed("data files".to_owned()),
+        let Pass { comparison, kept, .. } = pass;
+        let compared = self.compare(comparison, scratch)?;
+        kept.check(self.seal, compared).map_err(ReadError::Content)
+    }
+
+    fn compare(&self, comparison: Comparison, scratch: Scratch) -> Result<Compared, ContentError> {
+        let mut hashed = Hashed::new(self.repository.open_listed(&self.dir, &self.listed, Access::Read)?);
+        let listed = Listed::read(&mut hashed, self.listed.size, scratch);
+        let listed = listed.map_err(|e| match e {
+            ListedError::Manifest(e) => ContentError::Manifest(e),
+            ListedError::Disk(e) => ContentError::Disk(e),
+        });
+        hashed.matches(&self.listed)?;
+        comparison.check(listed?).map_err(|unequal| match unequal {
+            Unequal::Files { first, others } => ContentError::Files { first, others },
+            Unequal::Manifest(e) => ContentError::Manifest(e),
+            Unequal::Disk(e) => ContentError::Disk(e),
+        })
+    }
+
+    fn take_as_listed(&self, oid: u32, pass: &mut Pass) -> Result<(), ContentError> {
+        let above = format!("pg_tblspc/{oid}/");
+        let all = self.each_file(&mut |file| {
+            if file.path.as_bytes().starts_with(above.as_bytes()) {
+                pass.comparison.add(file.path, file.size, file.checksum);
             }
-        })?;
-        pass.kept.check(self.seal, compared).map_err(ReadError::Content)
+            Ok(())
+        });
+        all.map(drop)
     }
 
     fn read_archive<E>(
         &self,
         archive: &BackupArchive,
-        pass: &mut Pass<'_>,
+        pass: &mut Pass,
         seen: &mut impl FnMut(Option<u32>, &TarEvent<'_>) -> Result<(), E>,
     ) -> Result<(), ReadError<E>> {
         let name = || archive.file.name.clone();
-        let file = match self.repository.disk.open(&self.dir.join(&archive.file.name), Access::ReadDirect) {
-            Ok(file) => file,
-            Err(e) if e.trouble() == Trouble::Missing => return Err(ContentError::Missing(name()).into()),
-            Err(e) => return Err(ContentError::Disk(e).into()),
-        };
+        let file = self.repository.open_listed(&self.dir, &archive.file, Access::ReadDirect)?;
         let decode = |source| ReadError::Content(ContentError::Decode { name: name(), source });
         let mut ahead = Ahead::new(archive.codec, Hashed::new(file)).map_err(decode)?;
         let unpacked = walk(archive, &mut ahead, pass, seen)?;
         let raw = ahead.finish().ok_or_else(|| decode(io::Error::other("it was not read to its end")))?;
-        if raw.at() != archive.file.size {
-            return Err(ContentError::Size { name: name(), found: raw.at(), sealed: archive.file.size }.into());
-        }
-        let found = Sha256Sum::finish(raw.hasher);
-        if found != archive.file.sha256 {
-            return Err(ContentError::Sum { name: name(), found, sealed: archive.file.sha256 }.into());
-        }
+        raw.matches(&archive.file)?;
         match archive.file.unpacked.filter(|sealed| *sealed != unpacked) {
             Some(sealed) => Err(ContentError::Size { name: name(), found: unpacked, sealed }.into()),
             None => Ok(()),
@@ -472,12 +581,12 @@ impl Contents<'_> {
 fn walk<E>(
     archive: &BackupArchive,
     ahead: &mut Ahead<Hashed>,
-    pass: &mut Pass<'_>,
+    pass: &mut Pass,
     seen: &mut impl FnMut(Option<u32>, &TarEvent<'_>) -> Result<(), E>,
 ) -> Result<u64, ReadError<E>> {
     let name = || archive.file.name.clone();
     let mut tar = TarReader::new();
-    let mut members = Members::new(&archive.file.name, archive.tablespace);
+    let mut members = Members::new(&archive.file.name, archive.tablespace, pass.scratch.clone());
     let mut unpacked = 0;
     while let Some(piece) =
         ahead.piece().map_err(|source| ReadError::Content(ContentError::Decode { name: name(), source }))?
@@ -496,6 +605,7 @@ fn walk<E>(
         ahead.recycle(piece);
     }
     tar.finish().map_err(|source| ContentError::Tar { name: name(), source })?;
+    members.finish()?;
     Ok(unpacked)
 }
 
@@ -518,6 +628,19 @@ impl Hashed {
     /// Bytes that have been given out.
     fn at(&self) -> u64 {
         self.next - self.filled.len() as u64
+    }
+
+    /// Whether all of it has been read, and is what the seal says.
+    fn matches(self, sealed: &SealedFile) -> Result<(), ContentError> {
+        let name = || sealed.name.clone();
+        if self.at() != sealed.size {
+            return Err(ContentError::Size { name: name(), found: self.at(), sealed: sealed.size });
+        }
+        let found = Sha256Sum::finish(self.hasher);
+        if found != sealed.sha256 {
+            return Err(ContentError::Sum { name: name(), found, sealed: sealed.sha256 });
+        }
+        Ok(())
     }
 
     fn fill(&mut self) -> io::Result<()> {
@@ -545,19 +668,13 @@ impl Read for Hashed {
 }
 
 /// What is gathered from all archives.
-struct Pass<'a> {
-    manifest: &'a Manifest,
+struct Pass {
+    /// What files are digested with: the manifest's algorithm.
+    algorithm: ManifestAlgorithm,
     comparison: Comparison,
+    /// For what does not fit in memory.
+    scratch: Scratch,
     kept: Kept,
-}
-
-impl Pass<'_> {
-    fn take_as_listed(&mut self, oid: u32) {
-        let above = format!("pg_tblspc/{oid}/");
-        for file in self.manifest.files().iter().filter(|file| file.path.as_bytes().starts_with(above.as_bytes())) {
-            self.comparison.add(file.path.clone(), file.size, file.checksum.clone());
-        }
-    }
 }
 
 /// The members of one archive.
@@ -576,11 +693,20 @@ struct OpenFile {
 }
 
 impl<'a> Members<'a> {
-    fn new(name: &'a str, tablespace: Option<u32>) -> Self {
-        Self { name, tablespace, names: Names::new(), open: None }
+    fn new(name: &'a str, tablespace: Option<u32>, scratch: Scratch) -> Self {
+        Self { name, tablespace, names: Names::new(scratch), open: None }
     }
 
-    fn take(&mut self, event: &TarEvent<'_>, pass: &mut Pass<'_>) -> Result<(), ContentError> {
+    /// All have come.
+    fn finish(self) -> Result<(), ContentError> {
+        let name = self.name.to_owned();
+        self.names.finish().map_err(|e| match e {
+            NamesError::Clash(source) => ContentError::Clash { name, source },
+            NamesError::Disk(e) => e.into(),
+        })
+    }
+
+    fn take(&mut self, event: &TarEvent<'_>, pass: &mut Pass) -> Result<(), ContentError> {
         match (event, &mut self.open) {
             (TarEvent::Member(member), _) => {
                 let clash = |source| ContentError::Clash { name: self.name.to_owned(), source };
@@ -590,10 +716,8 @@ impl<'a> Members<'a> {
                         Some(oid) => member.path.in_tablespace(oid)?,
                         None => member.path.clone(),
                     };
-                    let listed = pass.manifest.file(&path).and_then(|listed| listed.checksum.as_ref());
-                    let algorithm = listed.map_or(ManifestAlgorithm::None, |checksum| checksum.algorithm());
                     let keep = pass.kept.begin(&path);
-                    self.open = Some(OpenFile { path, size, hasher: Hasher::new(algorithm), keep });
+                    self.open = Some(OpenFile { path, size, hasher: Hasher::new(pass.algorithm), keep });
                 }
             }
             (TarEvent::Data(data), Some(open)) => {
@@ -681,8 +805,8 @@ fn check_control(content: &[u8], seal: &Seal) -> Result<Option<Layout>, ContentE
 }
 
 fn check_map(map: &TablespaceMap, seal: &Seal) -> Result<(), ContentError> {
-    let same = |oid: u32, location: &std::path::Path| {
-        seal.tablespaces.iter().any(|listed| listed.oid == oid && location == std::path::Path::new(&listed.location))
+    let same = |oid: u32, location: &Path| {
+        seal.tablespaces.iter().any(|listed| listed.oid == oid && location == Path::new(&listed.location))
     };
     match map.0.iter().find(|entry| !same(entry.oid, &entry.location)) {
         Some(entry) => Err(ContentError::MapEntry(entry.oid)),

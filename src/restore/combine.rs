@@ -6,7 +6,6 @@
 //! Blocks that nobody brings are zeros: the server had made the file longer and logged nothing of it yet. So are, unlike
 //! what that tool makes of them, blocks behind where the file was cut off since the older backup, as the seal says.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -23,6 +22,7 @@ use crate::image::{
     stands_for,
 };
 use crate::repository::{BackupId, ContentsRead, Kind, Layout, Repository, Seal};
+use crate::spill::{Scratch, Spool};
 
 const LABEL: &str = "backup_label";
 
@@ -81,11 +81,11 @@ impl From<BadPath> for RestoreError {
 }
 
 /// What has been laid down.
-pub(super) struct Combined<'a> {
+pub(super) struct Combined {
     pub(super) compared: Compared,
     pub(super) map: Option<TablespaceMap>,
     /// The manifest that is to lie beside it.
-    pub(super) manifest: Cow<'a, [u8]>,
+    pub(super) manifest: Spool,
 }
 
 /// Lays down `chain`, the newest first and the full one last.
@@ -94,7 +94,7 @@ pub(super) fn combine(
     chain: &[Seal],
     data: &mut DataDir,
     tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
-) -> Result<Combined<'static>, RestoreError> {
+) -> Result<Combined, RestoreError> {
     let disk = &**repository.disk();
     let total = chain.iter().map(|seal| seal.manifest.bytes).sum();
     let mut combine = Combine { disk, files: HashMap::new(), whole: HashMap::new(), open: None, done: 0, total };
@@ -118,10 +118,15 @@ pub(super) fn combine(
     let files = combine.finish(data, newest, &listed, layout, tell)?;
     let mut manifest = ManifestWriter::new(newest.server_version.major(), newest.system_identifier);
     files.iter().for_each(|file| manifest.add(file, newest.stop_time.0));
-    let manifest = manifest.finish(listed.wal_ranges()).into();
+    let mut spool = Spool::new(Scratch::new(data.path()));
+    spool.put(&manifest.finish(listed.wal_ranges()))?;
     let by_checksum = files.iter().filter(|file| file.checksum.is_some()).count() as u64;
     let bytes = files.iter().map(|file| file.size).sum();
-    Ok(Combined { compared: Compared { files: files.len() as u64, bytes, by_checksum }, map: read.map, manifest })
+    Ok(Combined {
+        compared: Compared { files: files.len() as u64, bytes, by_checksum },
+        map: read.map,
+        manifest: spool,
+    })
 }
 
 /// The changes in a backup must be those since the one that is combined with it next.
@@ -140,12 +145,13 @@ pub(super) fn sizes(repository: &Repository, chain: &[Seal]) -> Result<HashMap<O
     };
     let mut changed: Vec<MemberPath> = Vec::new();
     for (index, seal) in chain.iter().enumerate() {
-        let contents = repository.contents(seal).map_err(|source| RestoreError::Content { id: seal.id, source })?;
+        let wrong = |source| RestoreError::Content { id: seal.id, source };
+        let manifest = repository.contents(seal).and_then(|contents| contents.all_files()).map_err(wrong)?;
         if index > 0 {
-            changed.retain(|path| contents.manifest().file(path).inspect(|file| add(path, file.size)).is_none());
+            changed.retain(|path| manifest.file(path).inspect(|file| add(path, file.size)).is_none());
             continue;
         }
-        for file in contents.manifest().files() {
+        for file in manifest.files() {
             match stands_for(&file.path).filter(|_| seal.kind == Kind::Incremental).transpose()? {
                 Some(path) => changed.push(path),
                 None => add(&file.path, file.size),
@@ -228,12 +234,13 @@ impl Combine<'_> {
         mut pass: Pass<'_>,
         tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
     ) -> Result<(ContentsRead, Manifest), RestoreError> {
-        let contents = repository.contents(seal).map_err(|source| RestoreError::Content { id: seal.id, source })?;
-        let manifest = contents.manifest();
+        let wrong = |source| RestoreError::Content { id: seal.id, source };
+        let contents = repository.contents(seal).map_err(wrong)?;
+        let manifest = contents.all_files().map_err(wrong)?;
         let read = contents.read(&mut |tablespace, event| {
             match &mut pass {
                 Pass::Newest(data) => self.newest(seal, data, tablespace, event)?,
-                Pass::Older(layout) => self.older(seal, *layout, manifest, tablespace, event)?,
+                Pass::Older(layout) => self.older(seal, *layout, &manifest, tablespace, event)?,
             }
             match event {
                 TarEvent::Data(bytes) => self.progress(bytes.len(), tell),
@@ -241,7 +248,7 @@ impl Combine<'_> {
             }
         });
         let read = read.map_err(|e| content(seal.id, e))?;
-        Ok((read, manifest.clone()))
+        Ok((read, manifest))
     }
 
     fn progress(

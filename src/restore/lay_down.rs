@@ -1,15 +1,22 @@
 //! Laying a backup down: one pass over its archives, every file compared with the manifest, all of
 //! it durable before the file without which no server starts gets its name.
 
+use std::convert::Infallible;
+use std::io::{self, BufReader};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::combine::{Combined, combine};
 use super::configure::Copied;
 use super::{Goal, Plan, PlannedTablespace, RestoreError, content};
 use crate::datadir::{DataDir, DataDirError, Kept, Places, SyncMethod, TablespacePlace};
-use crate::image::{Compared, Manifest, Tablespace, TablespaceMap, TarEvent, relisted};
+use crate::disk::DiskError;
+use crate::image::{
+    Compared, Hasher, Manifest, ManifestReadError, Tablespace, TablespaceMap, TarEvent, read_manifest, relisted,
+};
 use crate::repository::{Contents, Repository, Seal};
+use crate::spill::{Scratch, Spool};
 
 const AUTO_CONF: &str = "postgresql.auto.conf";
 const CONF: &str = "postgresql.conf";
@@ -95,26 +102,31 @@ fn go(
     let backup = &plan.backup;
     let contents = repository.contents(backup).map_err(|source| RestoreError::Content { id: backup.id, source })?;
     // Of a file that an incremental backup has changes of nothing stays: what it is to be is not known beforehand.
-    let kept = match plan.delta {
-        true => Some(keep(data, contents.manifest(), tell)?),
-        false => {
+    let listed = match plan.delta {
+        true => Some(contents.all_files().map_err(|source| RestoreError::Content { id: backup.id, source })?),
+        false => None,
+    };
+    let kept = match &listed {
+        Some(listed) => Some(keep(data, listed, tell)?),
+        None => {
             data.mark(backup.system_identifier)?;
             None
         }
     };
     data.link_tablespaces()?;
     let Combined { compared, map, mut manifest } = match chain {
-        [full] => whole(&contents, full, plan, data, tell)?,
+        [full] => whole(&contents, full, listed.as_ref(), plan, data, tell)?,
         chain => combine(repository, chain, data, tell)?,
     };
     if let Some(map) = map.filter(|_| plan.tablespaces.iter().any(|tablespace| tablespace.moves())) {
         let map = moved(map, plan).to_bytes()?;
-        if let Some(listed) = relisted(&manifest, MAP, &map) {
-            manifest = listed.into();
+        if let Some(listed) = with_map(&manifest, &map, Scratch::new(data.path()))? {
+            manifest = listed;
         }
         data.replace(MAP, &map)?;
     }
-    data.put(MANIFEST, &manifest)?;
+    data.put_all(MANIFEST, &mut manifest.reader())?;
+    drop(manifest);
     let notes = configure(data, plan)?;
     if tell(RestoreEvent::Syncing).is_break() {
         return Err(RestoreError::Stopped);
@@ -124,16 +136,17 @@ fn go(
 }
 
 /// A backup that stands alone, with the server's own manifest.
-fn whole<'a>(
-    contents: &'a Contents<'_>,
+fn whole(
+    contents: &Contents<'_>,
     backup: &Seal,
+    listed: Option<&Manifest>,
     plan: &Plan,
     data: &mut DataDir,
     tell: &mut impl FnMut(RestoreEvent) -> ControlFlow<()>,
-) -> Result<Combined<'a>, RestoreError> {
-    let manifest = contents.manifest();
-    let left: Vec<u32> = plan.tablespaces.iter().map(|t| t.oid).filter(|oid| data.has_all(*oid, manifest)).collect();
-    let total = manifest.files().iter().map(|file| file.size).sum();
+) -> Result<Combined, RestoreError> {
+    let has_all = |oid: &u32| listed.is_some_and(|listed| data.has_all(*oid, listed));
+    let left: Vec<u32> = plan.tablespaces.iter().map(|t| t.oid).filter(has_all).collect();
+    let total = contents.manifest().bytes;
     let read = contents.read_needed(&|oid| !left.contains(&oid), &mut |tablespace, event| {
         let done = data.take(tablespace, event)?;
         match event {
@@ -145,7 +158,39 @@ fn whole<'a>(
     for oid in left {
         data.leave(oid)?;
     }
-    Ok(Combined { compared: read.compared, map: read.map, manifest: contents.manifest_bytes().into() })
+    let manifest = contents.manifest_spooled(Scratch::new(data.path()));
+    let manifest = manifest.map_err(|source| RestoreError::Content { id: backup.id, source })?;
+    Ok(Combined { compared: read.compared, map: read.map, manifest })
+}
+
+/// The manifest with another map of tablespaces; `None` where it does not list it in the form in which servers do.
+fn with_map(manifest: &Spool, map: &[u8], scratch: Scratch) -> Result<Option<Spool>, DiskError> {
+    let mut changed = Spool::new(scratch);
+    let mut from = BufReader::new(manifest.reader());
+    let listed = relisted(&mut from, MAP, map, &mut |part| changed.put(part).map_err(io::Error::other));
+    let unread = |e: io::Error| e.downcast().unwrap_or_else(|e| DiskError::new("read", Path::new(MANIFEST), e));
+    if !listed.map_err(unread)? {
+        return Ok(None);
+    }
+    // What was changed by its looks is held against what it now says.
+    let (mut is_listed, len) = (false, changed.size());
+    let read = read_manifest(&mut changed.reader(), len, &mut |file| {
+        if file.path.as_bytes() == MAP.as_bytes() {
+            let digested = file.checksum.as_ref().is_none_or(|checksum| {
+                let mut hasher = Hasher::new(checksum.algorithm());
+                hasher.update(map);
+                hasher.finish().as_ref() == Some(checksum)
+            });
+            is_listed = digested && file.size == map.len() as u64;
+        }
+        Ok::<_, Infallible>(())
+    });
+    match read {
+        Ok(_) => Ok(Some(changed).filter(|_| is_listed)),
+        Err(ManifestReadError::Io(e)) => Err(unread(e)),
+        Err(ManifestReadError::Manifest(_)) => Ok(None),
+        Err(ManifestReadError::Seen(never)) => match never {},
+    }
 }
 
 fn keep(

@@ -13,9 +13,6 @@ use crate::repository::{Repository, Seal};
 /// More threads than this would wait for the disk.
 const MAX_THREADS: usize = 8;
 
-/// A manifest is held in memory while its files are read; of larger ones one at a time.
-const LARGE_MANIFEST: u64 = 64 << 20;
-
 /// The thread panicked that was to do it, and that has been passed on.
 pub(super) const NOT_READ: &str = "it was not read";
 
@@ -75,8 +72,7 @@ pub(super) fn threads() -> usize {
 }
 
 /// Reads the sealed backups and the pieces of the archive, with so many threads. Of backups the files are read, and
-/// of the first so many the WAL. Memory does not
-/// grow with what is read: each thread has its buffers, and a backup's manifest while it reads its files.
+/// of the first so many the WAL. Memory does not grow with what is read: each thread has its buffers.
 pub(super) fn run(
     repository: &Repository,
     (seals, with_wal): (&[&Seal], usize),
@@ -89,12 +85,7 @@ pub(super) fn run(
     let pieces = plan.into_iter().flat_map(Plan::pieces).map(|(timeline, piece)| Job::Piece(timeline, piece));
     let jobs: Vec<Job> = of_files.chain((0..with_wal).map(Job::Wal)).chain(pieces).collect();
     let waiting = Mutex::new(jobs.iter().copied());
-    let large = Mutex::new(());
-    let files = |seal: &Seal, tell: &dyn Fn(VerifyEvent)| {
-        let is_large = seal.file(Seal::MANIFEST).is_some_and(|manifest| manifest.size > LARGE_MANIFEST);
-        let _alone = is_large.then(|| large.lock());
-        Outcome::Files(backup::files(repository, seal, tell))
-    };
+    let files = |seal: &Seal, tell: &dyn Fn(VerifyEvent)| Outcome::Files(backup::files(repository, seal, tell));
     let (sender, said) = mpsc::sync_channel(1024);
     let work = |sender: mpsc::SyncSender<Said>| {
         // Nobody listens any more only when the listener panics.

@@ -39,6 +39,22 @@ impl ManifestAlgorithm {
         }
     }
 
+    /// A byte for it, on a scratch file.
+    pub(super) const fn code(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Crc32c => 1,
+            Self::Sha224 => 2,
+            Self::Sha256 => 3,
+            Self::Sha384 => 4,
+            Self::Sha512 => 5,
+        }
+    }
+
+    pub(super) fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.code() == code)
+    }
+
     /// Bytes of a checksum.
     const fn len(self) -> usize {
         match self {

@@ -1,12 +1,15 @@
 //! A manifest of our own, in the form in which a server writes one (`backup_manifest.c`), for a copy that
 //! no server made.
 
+use std::io::{self, BufRead, Read as _};
+
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use super::{CHECKSUM_KEY, CLOSING, Hasher, Manifest, ManifestFile, WalRange, own_checksum};
-use crate::image::MemberPath;
+use super::{CHECKSUM_KEY, CLOSING, Hasher, ManifestFile, WalRange};
 
+/// Bytes of a line that are looked at together.
+const MAX_LINE: u64 = 64 << 10;
 /// Servers from this major version on name the cluster.
 const NAMES_CLUSTER: u32 = 17;
 
@@ -74,41 +77,59 @@ impl ManifestWriter {
     }
 }
 
-/// The manifest with another content of one file, all else as it was written; `None` where it does not list the
-/// file, or not in the form in which servers do.
-pub fn relisted(manifest: &[u8], name: &str, content: &[u8]) -> Option<Vec<u8>> {
-    let path = MemberPath::new(name.as_bytes()).ok()?;
-    let parsed = Manifest::parse(manifest).ok()?;
-    let was = parsed.file(&path)?;
-    let (_, body) = own_checksum(manifest)?;
+/// Passes a manifest on with another content of one file, all else as it was written; `false` where it does not list the
+/// file in the form in which servers do. Whether it is one is for whoever reads it.
+///
+/// # Errors
+/// When it cannot be read, or `out` fails.
+pub fn relisted<E: From<io::Error>>(
+    manifest: &mut impl BufRead,
+    name: &str,
+    content: &[u8],
+    out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+) -> Result<bool, E> {
     let beginning = format!("{{ \"Path\": \"{name}\", ");
-    let at = body.windows(beginning.len()).position(|window| window == beginning.as_bytes())?;
-    let (before, rest) = body.split_at_checked(at)?;
-    let (line, after) = rest.split_at_checked(rest.iter().position(|byte| *byte == b'\n')?)?;
-    let mut line = std::str::from_utf8(line).ok()?.to_owned();
-    line = line.replacen(&format!("\"Size\": {},", was.size), &format!("\"Size\": {},", content.len()), 1);
-    let checksum = was.checksum.as_ref().and_then(|was| {
-        let mut hasher = Hasher::new(was.algorithm());
-        hasher.update(content);
-        hasher.finish()
-    });
-    if let (Some(was), Some(is)) = (&was.checksum, &checksum) {
-        line = line.replacen(&format!("\"Checksum\": \"{was}\""), &format!("\"Checksum\": \"{is}\""), 1);
+    let covered_to = CHECKSUM_KEY.get(1..).unwrap_or_default();
+    let (mut hash, mut done, mut line) = (Sha256::new(), false, Vec::new());
+    loop {
+        line.clear();
+        if manifest.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(false);
+        }
+        if line.starts_with(covered_to) {
+            break;
+        }
+        if !done && line.starts_with(beginning.as_bytes()) {
+            let Some(changed) = relisted_line(&line, content) else { return Ok(false) };
+            (line, done) = (changed, true);
+        }
+        hash.update(&line);
+        out(&line)?;
     }
-    let mut text = [before, line.as_bytes(), after].concat();
-    let sum = Sha256::digest(&text);
-    text.extend_from_slice(CHECKSUM_KEY.get(1..)?);
-    text.extend(sum.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()));
-    text.extend_from_slice(CLOSING);
-    let listed = ManifestFile { path, size: content.len() as u64, checksum };
-    let found = Manifest::parse(&text).ok()?;
-    (found.file(&listed.path) == Some(&listed)).then_some(text)
+    let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    for part in [covered_to, digits.as_bytes(), CLOSING] {
+        out(part)?;
+    }
+    Ok(done)
+}
+
+/// The line of a file with another size and another checksum.
+fn relisted_line(line: &[u8], content: &[u8]) -> Option<Vec<u8>> {
+    let line = std::str::from_utf8(line).ok()?;
+    let was: ManifestFile = serde_json::from_str(line.trim_end().trim_end_matches(',')).ok()?;
+    let line = line.replacen(&format!("\"Size\": {},", was.size), &format!("\"Size\": {},", content.len()), 1);
+    let Some(was) = was.checksum else { return Some(line.into_bytes()) };
+    let mut hasher = Hasher::new(was.algorithm());
+    hasher.update(content);
+    let is = hasher.finish()?;
+    let line = line.replacen(&format!("\"Checksum\": \"{was}\""), &format!("\"Checksum\": \"{is}\""), 1);
+    Some(line.into_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::ManifestAlgorithm;
+    use crate::image::{Manifest, ManifestAlgorithm, MemberPath};
     use crate::wal::{Lsn, TimelineId};
 
     fn file(name: &[u8], content: &[u8], algorithm: ManifestAlgorithm) -> ManifestFile {
@@ -149,9 +170,17 @@ mod tests {
                 writer.add(&file(b"z/tablespace_map", b"1 /a\n", algorithm), Timestamp::UNIX_EPOCH);
                 writer.finish(&[wal])
             };
-            let listed = relisted(&written(b"1 /a\n"), "tablespace_map", b"1 /elsewhere\n");
-            assert_eq!(listed.unwrap(), written(b"1 /elsewhere\n"));
-            assert_eq!(relisted(&written(b""), "backup_label", b"x"), None);
+            let listed = |name: &str, content: &[u8]| {
+                let (mut out, before) = (Vec::new(), written(b"1 /a\n"));
+                let mut put = |part: &[u8]| {
+                    out.extend_from_slice(part);
+                    Ok::<_, io::Error>(())
+                };
+                relisted(&mut &*before, name, content, &mut put).unwrap().then_some(out)
+            };
+            assert_eq!(listed("tablespace_map", b"1 /elsewhere\n").unwrap(), written(b"1 /elsewhere\n"));
+            assert_eq!(listed("backup_label", b"x"), None);
+            assert!(!relisted(&mut &b"no manifest"[..], "x", b"", &mut |_| Ok::<_, io::Error>(())).unwrap());
         }
     }
 

@@ -1,27 +1,14 @@
 //! The files that a command has copied, shown as if they came from archives.
 
-use std::collections::BTreeMap;
-
-use super::super::copied::{Found, is_real_dir, list_tree, roots, tablespace_of};
+use super::super::copied::{Found, is_real_dir, list_tree, roots};
 use super::{CHUNK, ContentError, Contents, Members, Pass, ReadError};
 use crate::disk::{Access, AlignedBuf, Disk, EntryKind, Trouble};
 use crate::image::{Member, MemberKind, TarEvent};
 
 impl Contents<'_> {
-    /// By what the manifest lists.
-    pub(super) fn copy_sizes(&self) -> Vec<(Option<u32>, u64)> {
-        let spaces = self.seal.tablespaces.iter().map(|space| (Some(space.oid), 0));
-        let mut sizes: BTreeMap<_, u64> = [(None, 0)].into_iter().chain(spaces).collect();
-        for listed in self.manifest.files() {
-            let sum = sizes.entry(tablespace_of(self.seal, &listed.path)).or_default();
-            *sum = sum.saturating_add(listed.size);
-        }
-        sizes.into_iter().collect()
-    }
-
     pub(super) fn read_copy<E>(
         &self,
-        pass: &mut Pass<'_>,
+        pass: &mut Pass,
         seen: &mut impl FnMut(Option<u32>, &TarEvent<'_>) -> Result<(), E>,
     ) -> Result<(), ReadError<E>> {
         let disk = &*self.repository.disk;
@@ -30,13 +17,14 @@ impl Contents<'_> {
             if !is_real_dir(disk, &root).map_err(ContentError::from)? {
                 return Err(ContentError::Missing(name).into());
             }
-            let mut members = Members::new(&name, tablespace);
+            let mut members = Members::new(&name, tablespace, pass.scratch.clone());
             for found in list_tree(disk, &root).map_err(ContentError::from)? {
                 read_one(disk, &root, &found, &mut |event| {
                     members.take(&event, pass)?;
                     seen(tablespace, &event).map_err(ReadError::Seen)
                 })?;
             }
+            members.finish()?;
         }
         Ok(())
     }
