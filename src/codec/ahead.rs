@@ -14,6 +14,7 @@ use zstd::bulk::Decompressor;
 use super::read::{begins, wrong};
 use super::source::Source;
 use super::{Codec, Fault, ZSTD_FRAME, reader};
+use crate::cursor::Cursor;
 
 /// Frames that hold more are decoded piece by piece.
 const MAX_FRAME: usize = 2 * ZSTD_FRAME.get();
@@ -100,13 +101,14 @@ impl<R: Read + Send + 'static> Ahead<R> {
         if std::mem::replace(&mut self.failed, true) {
             return Err(io::Error::other("reading failed before"));
         }
-        let received = self.threads.get(self.taken % self.threads.len().max(1)).and_then(|next| next.done.recv().ok());
+        let turn = self.taken.checked_rem(self.threads.len());
+        let received = turn.and_then(|turn| self.threads.get(turn)).and_then(|next| next.done.recv().ok());
         let piece = match received {
             Some(piece) => Some(piece?),
             // The first that has no more, in their order, is where the file ends.
             None => self.end_of_file().map(|()| None)?,
         };
-        self.taken += 1;
+        self.taken = self.taken.saturating_add(1);
         self.failed = false;
         Ok(piece)
     }
@@ -234,8 +236,9 @@ impl Feeder {
     }
 
     fn give(&mut self, job: Job) -> Result<(), Unwanted> {
-        let queue = self.queues.get(self.given % self.queues.len().max(1)).ok_or(Unwanted)?;
-        self.given += 1;
+        let turn = self.given.checked_rem(self.queues.len());
+        let queue = turn.and_then(|turn| self.queues.get(turn)).ok_or(Unwanted)?;
+        self.given = self.given.saturating_add(1);
         queue.send(job).map_err(|_| Unwanted)
     }
 }
@@ -252,16 +255,17 @@ fn next_frame<R: Read>(source: &mut Source<R>) -> io::Result<Next> {
     let Some((header, len, checksum)) = frame_header(source.peek(MAX_HEADER)?) else { return Ok(Next::Other) };
     let mut frame = Vec::with_capacity(len / 2);
     take(source, header, &mut frame)?;
+    let most = len.saturating_add(len / 2).saturating_add(MAX_BLOCK);
     loop {
-        let Some(&[a, b, c]) = source.peek(BLOCK_HEADER)?.first_chunk() else { return Err(truncated()) };
+        let Some(&[a, b, c]) = Cursor::new(source.peek(BLOCK_HEADER)?).array() else { return Err(truncated()) };
         let block = u32::from_le_bytes([a, b, c, 0]);
         let (last, kind, size) = (block & 1 == 1, block >> 1 & 3, (block >> 3) as usize);
         // A run of one byte is one byte here.
         let size = if kind == 1 { 1 } else { size };
-        if kind == 3 || size > MAX_BLOCK || frame.len() > len + len / 2 + MAX_BLOCK {
+        if kind == 3 || size > MAX_BLOCK || frame.len() > most {
             return Err(wrong(Codec::Zstd, Fault::Damaged("a block is too long".to_owned())));
         }
-        take(source, BLOCK_HEADER + size, &mut frame)?;
+        take(source, BLOCK_HEADER.saturating_add(size), &mut frame)?;
         if last {
             break;
         }
@@ -273,23 +277,27 @@ fn next_frame<R: Read>(source: &mut Source<R>) -> io::Result<Next> {
 /// Bytes of the header, what the frame holds, and whether it ends in a checksum; `None` unless it
 /// is one that is decoded whole.
 fn frame_header(bytes: &[u8]) -> Option<(usize, usize, bool)> {
-    let descriptor = *bytes.get(4)?;
-    let is_frame = bytes.starts_with(&[0x28, 0xB5, 0x2F, 0xFD]);
+    let mut cursor = Cursor::new(bytes);
+    let is_frame = cursor.array()? == &[0x28, 0xB5, 0x2F, 0xFD];
+    let descriptor = cursor.u8()?;
     let (single, dictionary) = (descriptor & 0x20 != 0, descriptor & 3 != 0);
-    let size_bytes = match descriptor >> 6 {
-        0 if single => 1,
-        0 => return None,
-        n => 1 << n,
-    };
     if !is_frame || dictionary {
         return None;
     }
-    let at = if single { 5 } else { 6 };
-    let mut field = [0; 8];
-    field.get_mut(..size_bytes)?.copy_from_slice(bytes.get(at..at + size_bytes)?);
-    let size = u64::from_le_bytes(field).checked_add(if size_bytes == 2 { 256 } else { 0 })?;
+    if !single {
+        // How far back the frame refers; it is decoded into memory for all of it.
+        cursor.u8()?;
+    }
+    let size = match descriptor >> 6 {
+        0 if single => u64::from(cursor.u8()?),
+        0 => return None,
+        1 => u64::from(cursor.u16_le()?).checked_add(256)?,
+        2 => u64::from(cursor.u32_le()?),
+        _ => cursor.u64_le()?,
+    };
     let size = usize::try_from(size).ok().filter(|size| *size <= MAX_FRAME)?;
-    Some((at + size_bytes, size, descriptor & 4 != 0))
+    let header = bytes.len().checked_sub(cursor.rest().len())?;
+    Some((header, size, descriptor & 4 != 0))
 }
 
 fn take<R: Read>(source: &mut Source<R>, count: usize, into: &mut Vec<u8>) -> io::Result<()> {
@@ -303,7 +311,7 @@ fn take<R: Read>(source: &mut Source<R>, count: usize, into: &mut Vec<u8>) -> io
         into.extend_from_slice(ready);
         let used = ready.len();
         source.consume(used);
-        left -= used;
+        left = left.saturating_sub(used);
     }
     Ok(())
 }
