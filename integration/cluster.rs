@@ -46,6 +46,8 @@ pub(crate) struct Cluster<'a> {
     data: PathBuf,
     sockets: PathBuf,
     tcp_port: Option<u16>,
+    /// The network namespace that it runs in, and its address there.
+    place: Option<(String, &'static str)>,
     options: &'static [&'static str],
     server: Option<Child>,
 }
@@ -114,7 +116,7 @@ impl<'a> Cluster<'a> {
     fn at(room: &'a Room, name: &str) -> Self {
         let home = room.path(name);
         room.make_dir(&home);
-        Self { room, data: home.join("data"), sockets: home, tcp_port: None, options: &[], server: None }
+        Self { room, data: home.join("data"), sockets: home, tcp_port: None, place: None, options: &[], server: None }
     }
 
     /// Adds lines to postgresql.conf; the last of a name wins.
@@ -129,6 +131,11 @@ impl<'a> Cluster<'a> {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         self.tcp_port = Some(port);
         port
+    }
+
+    /// Lets it listen at an address in a network namespace, from the next start.
+    pub(crate) fn listen_in(&mut self, namespace: &str, address: &'static str) {
+        (self.tcp_port, self.place) = (Some(5432), Some((namespace.to_owned(), address)));
     }
 
     /// Starts the server and waits until it answers.
@@ -160,11 +167,15 @@ impl<'a> Cluster<'a> {
     pub(crate) fn launch(&mut self) {
         assert!(self.server.is_none(), "it runs already");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.sockets.join("log")).unwrap();
-        let mut command = self.room.command(self.room.server.bin.join("postgres"));
+        let program = self.room.server.bin.join("postgres");
+        let (mut command, address) = match &self.place {
+            Some((namespace, address)) => (self.room.command_in(namespace, program), *address),
+            None => (self.room.command(program), "127.0.0.1"),
+        };
         // On the command line, where no file that was copied or restored can contradict.
         command.arg("-D").arg(&self.data).arg("-k").arg(&self.sockets);
         match self.tcp_port {
-            Some(port) => command.args(["-h", "127.0.0.1", "-p", &port.to_string()]),
+            Some(port) => command.args(["-h", address, "-p", &port.to_string()]),
             None => command.args(["-h", "", "-p", "5432"]),
         };
         command.args(self.options);

@@ -29,7 +29,8 @@ pub(crate) fn power_cut(room: &Room) -> Outcome {
     let mut events = traced(room, &primary, &wal, "first", |receiver| assert!(receiver.kill().killed()));
     events.extend(traced(room, &primary, &wal, "second", |receiver| drop(receiver.terminate().expect(0))));
     load.finish();
-    judge(&events, &wal, |_| true).unwrap();
+    let (statuses, ends) = judge(&events, &wal, Fate::default(), |_| true).unwrap();
+    assert!(statuses > 20 && ends >= 2, "only {statuses} reports over {ends} segments' ends");
     // The same runs, had they synced no file, or no directory: a judge who finds that in order is none.
     let directory = wal.to_str().unwrap();
     let is_sync_of = |change: &Change, file: bool| match change {
@@ -37,8 +38,8 @@ pub(crate) fn power_cut(room: &Room) -> Outcome {
         Change::AllSyncBegun | Change::AllSynced => true,
         _ => false,
     };
-    judge(&events, &wal, |change| !is_sync_of(change, true)).unwrap_err();
-    judge(&events, &wal, |change| !is_sync_of(change, false)).unwrap_err();
+    judge(&events, &wal, Fate::default(), |change| !is_sync_of(change, true)).unwrap_err();
+    judge(&events, &wal, Fate::default(), |change| !is_sync_of(change, false)).unwrap_err();
     Ok(())
 }
 
@@ -57,10 +58,15 @@ fn traced(room: &Room, primary: &Cluster<'_>, wal: &Path, name: &str, end: impl 
     events(&fs::read_to_string(&calls).unwrap())
 }
 
-/// What the program told the server, against what would have survived, if only some of its changes had been made.
-fn judge(events: &[Event], wal: &Path, made: impl Fn(&Change) -> bool) -> Result<(), String> {
-    let mut fate = Fate::default();
-    let (mut reported, mut statuses, mut ends) = (Lsn(0), 0, 0);
+/// What the program told the server, against what would have survived, if only some of its changes had been made. `fate` is
+/// what there was before. How often it told of more, and over how many segments' ends.
+pub(crate) fn judge(
+    events: &[Event],
+    wal: &Path,
+    mut fate: Fate,
+    made: impl Fn(&Change) -> bool,
+) -> Result<(usize, u64), String> {
+    let (mut reported, mut statuses, mut ends) = (Lsn(0), 0, 0_u64);
     for event in events {
         match event {
             Event::Done(change) if made(change) => fate.follow(change),
@@ -74,8 +80,7 @@ fn judge(events: &[Event], wal: &Path, made: impl Fn(&Change) -> bool) -> Result
             }
         }
     }
-    assert!(statuses > 20 && ends >= 2, "only {statuses} reports over {ends} segments' ends");
-    Ok(())
+    Ok((statuses, ends))
 }
 
 /// The flush positions in what is sent: CopyData messages with a standby status update.

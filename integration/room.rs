@@ -141,12 +141,28 @@ impl Room {
     /// A command that runs as the user, with nothing of the caller's environment but the path.
     pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.env("HOME", &self.dir).env("LC_ALL", "C.UTF-8").env("TZ", "UTC").current_dir(&self.dir);
+        self.surround(&mut command);
         if let Some(User(uid, gid)) = self.user() {
             command.uid(uid).gid(gid);
         }
         command
+    }
+
+    /// The same in a network namespace, which only root can enter.
+    pub(crate) fn command_in(&self, namespace: &str, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        self.surround(&mut command);
+        command.arg(format!("--net=/run/netns/{namespace}"));
+        if let Some(User(uid, gid)) = self.user() {
+            command.arg("setpriv").args([format!("--reuid={uid}"), format!("--regid={gid}")]).arg("--clear-groups");
+        }
+        command.arg(program.as_ref());
+        command
+    }
+
+    fn surround(&self, command: &mut Command) {
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("HOME", &self.dir).env("LC_ALL", "C.UTF-8").env("TZ", "UTC").current_dir(&self.dir);
     }
 
     /// Runs a command to its end and gives what it printed on both streams; it must succeed.

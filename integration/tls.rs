@@ -9,10 +9,10 @@ use crate::program::{receive, run, walhold};
 use crate::room::{Outcome, Room, skip};
 
 /// A server with a certificate for `localhost`, and the authority that signed it.
-struct Secured<'a> {
-    primary: Cluster<'a>,
-    authority: PathBuf,
-    port: u16,
+pub(crate) struct Secured<'a> {
+    pub(crate) primary: Cluster<'a>,
+    pub(crate) authority: PathBuf,
+    pub(crate) port: u16,
 }
 
 pub(crate) fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
@@ -23,7 +23,7 @@ pub(crate) fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-fn secured(room: &Room) -> Secured<'_> {
+pub(crate) fn secured(room: &Room) -> Secured<'_> {
     let issuer = authority("test authority");
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();

@@ -25,11 +25,17 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) enum Change {
     Created(String),
-    Written { path: String, at: u64, bytes: Vec<u8> },
+    Written {
+        path: String,
+        at: u64,
+        bytes: Vec<u8>,
+    },
     Renamed(String, String),
     Removed(String),
     SyncBegun(String),
     Synced(String),
+    /// What the kernel had of the file since the last sync may be gone, and no later sync brings it back.
+    SyncFailed(String),
     AllSyncBegun,
     AllSynced,
 }
@@ -50,6 +56,7 @@ struct File {
     /// So many of the writes survive, and have made this.
     synced: usize,
     surviving: Vec<u8>,
+    failed: bool,
 }
 
 /// What a sync that has begun will have made durable when it returns.
@@ -60,6 +67,20 @@ enum Sync {
 }
 
 impl Fate {
+    /// All that is in a folder survives.
+    pub(crate) fn holding(folder: &Path) -> Self {
+        let mut fate = Self::default();
+        for entry in std::fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let surviving = std::fs::read(&path).unwrap();
+            let name = path.to_str().unwrap().to_owned();
+            fate.files.push(File { surviving, ..File::default() });
+            fate.held.insert(name.clone(), fate.files.len() - 1);
+            fate.surviving.insert(name, fate.files.len() - 1);
+        }
+        fate
+    }
+
     /// Follows one change.
     pub(crate) fn follow(&mut self, change: &Change) {
         match change {
@@ -97,6 +118,11 @@ impl Fate {
                 }
                 None => {}
             },
+            Change::SyncFailed(path) => {
+                if let (Some(Sync::Writes(file, _)), Some(_)) = (self.syncs.remove(path), self.held.get(path)) {
+                    self.files[file].failed = true;
+                }
+            }
             Change::AllSyncBegun => {
                 let counts = self.files.iter().map(|file| file.writes.len()).collect();
                 self.all = Some((counts, self.held.clone()));
@@ -117,7 +143,7 @@ impl Fate {
 
 impl File {
     fn keep(&mut self, count: usize) {
-        while self.synced < count {
+        while self.synced < count && !self.failed {
             let (at, bytes) = &self.writes[self.synced];
             let at = usize::try_from(*at).unwrap();
             if self.surviving.len() < at + bytes.len() {
@@ -183,7 +209,7 @@ fn begins(call: &str, events: &mut Vec<Event>) {
         // A call in which the program was killed before anything could be told of it.
         "???" => {}
         // To standard error, the program's own wakers, and so on.
-        "write" if !arguments.contains(&hex("/wal/")) => {}
+        "write" if arguments.starts_with("2<") || !arguments.contains(&hex("/wal/")) => {}
         "sendto" | "sendmsg" | "sendmmsg" if !is_socket(arguments) => {}
         other => panic!("a call that this test does not follow: {other}: {}", &call[..call.len().min(300)]),
     }
@@ -193,6 +219,9 @@ fn ends(call: &str, events: &mut Vec<Event>) {
     let (name, arguments) = parts(call);
     // Killed in the middle: the kernel finishes a change that it has begun. A sync proves nothing then.
     let killed = result(call).starts_with('?');
+    if result(call).starts_with('-') && matches!(name, "fsync" | "fdatasync") {
+        events.push(Event::Done(Change::SyncFailed(fd_path(arguments))));
+    }
     if result(call).starts_with('-') || killed && name.contains("sync") {
         return;
     }

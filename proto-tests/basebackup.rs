@@ -4,11 +4,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use walhold::basebackup::{BaseBackupError, Destination, Done, Event, Options, Sync, WalMethod, basebackup};
+use walhold::disk::Real;
 use walhold::image::{Compared, ControlFile, ManifestAlgorithm};
 use walhold::protocol::{Checkpoint, ManifestAsked};
 use walhold::receive::Upstream;
@@ -16,14 +18,14 @@ use walhold::receive::Upstream;
 use crate::server::{Server, columns, complete, copy_data, copy_done, copy_out, error, ready, row, single_row};
 use crate::wal::Log;
 
-const CONTROL: &[u8] = include_bytes!("captured/pg_control-17");
-const LABEL: &str = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\nCHECKPOINT LOCATION: 0/2000060\n\
+pub(crate) const CONTROL: &[u8] = include_bytes!("captured/pg_control-17");
+pub(crate) const LABEL: &str = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\nCHECKPOINT LOCATION: 0/2000060\n\
     BACKUP METHOD: streamed\nBACKUP FROM: primary\nSTART TIME: 2026-01-01 00:00:00 UTC\nLABEL: x\nSTART TIMELINE: 1\n";
 
 /// A member of an archive: name, type, link target, content, and the size that the header says.
-type Member = (&'static str, u8, &'static str, Vec<u8>, u64);
+pub(crate) type Member = (&'static str, u8, &'static str, Vec<u8>, u64);
 
-fn file(name: &'static str, content: &[u8]) -> Member {
+pub(crate) fn file(name: &'static str, content: &[u8]) -> Member {
     (name, b'0', "", content.to_vec(), content.len() as u64)
 }
 
@@ -31,12 +33,12 @@ fn link(name: &'static str, target: &'static str) -> Member {
     (name, b'2', target, Vec::new(), 0)
 }
 
-fn dir(name: &'static str) -> Member {
+pub(crate) fn dir(name: &'static str) -> Member {
     (name, b'5', "", Vec::new(), 0)
 }
 
 /// What every data directory has.
-fn usual() -> Vec<Member> {
+pub(crate) fn usual() -> Vec<Member> {
     vec![
         file("backup_label", LABEL.as_bytes()),
         dir("./pg_wal/archive_status"),
@@ -48,7 +50,7 @@ fn usual() -> Vec<Member> {
     ]
 }
 
-fn archive(members: &[Member]) -> Vec<u8> {
+pub(crate) fn archive(members: &[Member]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, kind, target, content, size) in members {
         let mut block = [0_u8; 512];
@@ -75,14 +77,19 @@ fn archive(members: &[Member]) -> Vec<u8> {
     bytes
 }
 
-fn system_id() -> u64 {
+pub(crate) fn system_id() -> u64 {
     ControlFile::parse(CONTROL).unwrap().system_identifier
 }
 
 /// The manifest of these members.
 fn manifest(members: &[Member]) -> String {
+    manifest_from(members, "0/2000028", "0/2000100")
+}
+
+/// The same of a backup with this start and end.
+pub(crate) fn manifest_from(members: &[Member], start: &str, end: &str) -> String {
     let files: Vec<_> = members.iter().filter(|member| member.1 == b'0').map(listed).collect();
-    sealed(&files.join(",\n"), "0/2000028", "0/2000100")
+    sealed(&files.join(",\n"), start, end)
 }
 
 fn listed((name, _, _, content, _): &Member) -> String {
@@ -233,7 +240,7 @@ impl Scene {
             told.push(name(&event));
         };
         let never = CancellationToken::new();
-        let done = basebackup(upstream, &options, &never, &mut tell);
+        let done = basebackup(Arc::new(Real::new()), upstream, &options, &never, &mut tell);
         let limit = Duration::from_secs(if hurry { 3600 } else { 20 });
         let done = tokio::time::timeout(limit, done).await;
         if hurry {

@@ -1,17 +1,21 @@
-//! Every parser of bytes from outside, fed with what is valid, with all that was ever found, and with what becomes
-//! of these when bits, bytes, lengths and pieces of them are changed at random.
+//! Every parser of bytes from outside, fed with what is valid, with its corpus (what reaches different code, and all
+//! that was ever found), and with what becomes of these when bits, bytes, lengths and pieces of them are changed at
+//! random. `integration/fuzz` feeds the same parsers for longer, guided by the code that is reached.
 //!
 //! `WALHOLD_FUZZ_SECONDS` is how long each parser gets (one second). `WALHOLD_SEED` is what the changes are made
-//! from. What makes a parser fail is written to a temporary file, and belongs into `fuzz/found/ENTRY/`.
+//! from. What makes a parser fail is written to a temporary file, and belongs into `corpus/ENTRY/` as `found-WHAT`.
+//! `WALHOLD_FUZZ_SAMPLES` is a folder that the valid ones are written to, for a new corpus to begin with.
 
-#![allow(clippy::disallowed_methods, reason = "what was found is kept")]
+#![allow(clippy::disallowed_methods, reason = "what was found is kept, and some parsers read files")]
 
+#[allow(unreachable_pub, reason = "shared with the targets of cargo-fuzz")]
 mod entries;
 mod samples;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::panic::catch_unwind;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::crash::world::{Dice, number, seed};
@@ -73,9 +77,22 @@ fn change(bytes: &mut Vec<u8>, others: &[Vec<u8>], dice: &mut Dice) {
     bytes.truncate(MOST);
 }
 
-fn found(name: &str) -> Vec<Vec<u8>> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto-tests/fuzz/found").join(name);
-    fs::read_dir(dir).into_iter().flatten().map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect()
+fn corpora() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "proto-tests", "corpus"].iter().collect()
+}
+
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let files = fs::read_dir(corpora().join(name)).unwrap();
+    files.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect()
+}
+
+fn write_samples(name: &str, samples: &[Vec<u8>]) {
+    let Some(folder) = std::env::var_os("WALHOLD_FUZZ_SAMPLES") else { return };
+    let folder = PathBuf::from(folder).join(name);
+    fs::create_dir_all(&folder).unwrap();
+    for (at, sample) in samples.iter().enumerate() {
+        fs::write(folder.join(at.to_string()), sample).unwrap();
+    }
 }
 
 fn feed(name: &str, entry: fn(&[u8]), bytes: &[u8]) {
@@ -88,7 +105,8 @@ fn feed(name: &str, entry: fn(&[u8]), bytes: &[u8]) {
 }
 
 fn run(name: &str, entry: fn(&[u8]), samples: Vec<Vec<u8>>) {
-    let corpus = [samples, found(name)].concat();
+    write_samples(name, &samples);
+    let corpus = [samples, corpus(name)].concat();
     for bytes in &corpus {
         feed(name, entry, bytes);
     }
@@ -113,7 +131,29 @@ macro_rules! entries {
         fn $name() {
             run(stringify!($name), entries::$name, samples::$name());
         })*
+
+        const ENTRIES: &[&str] = &[$(stringify!($name)),*];
     };
 }
 
-entries!(framing, messages, conninfo, tar, manifest, history, wal, seals, label, control);
+entries!(
+    framing, messages, login, passwords, services, conninfo, tar, manifest, history, wal, seals, label, control,
+    blocks, packed
+);
+
+/// They are run each time, and all of them.
+#[test]
+fn each_entry_has_a_small_corpus_and_a_target() {
+    let names = |folder: PathBuf| {
+        let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        names.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect::<BTreeSet<_>>()
+    };
+    let entries: BTreeSet<_> = ENTRIES.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(names(corpora()), entries);
+    assert_eq!(names(corpora().join("../cargo-fuzz/fuzz_targets")), entries);
+    for name in ENTRIES {
+        let corpus = corpus(name);
+        let bytes: usize = corpus.iter().map(Vec::len).sum();
+        assert!((1..=120).contains(&corpus.len()) && bytes <= 250_000, "{name}: {} files, {bytes} bytes", corpus.len());
+    }
+}

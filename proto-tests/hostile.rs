@@ -33,7 +33,7 @@ proptest! {
         while let Ok(Some(frame)) = framer.decode(&mut buffer) {
             let Ok(reply) = Reply::decode(frame) else { continue };
             if let Reply::CopyData(body) = &reply {
-                let _ = StreamMessage::decode(body.clone());
+                let _ = StreamMessage::decode(body);
             }
             let _ = backup.feed(reply);
         }
@@ -44,7 +44,7 @@ proptest! {
     fn any_stream_message_is_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..64)) {
         for kind in [&b"w"[..], b"k", b""] {
             let body = Bytes::from([kind, &body].concat());
-            if let Ok(StreamMessage::Wal { start, data, .. }) = StreamMessage::decode(body) {
+            if let Ok(StreamMessage::Wal { start, data, .. }) = StreamMessage::decode(&body) {
                 prop_assert!(start.checked_add(data.len() as u64).is_some());
             }
         }

@@ -278,7 +278,7 @@ async fn what_is_no_login_is_refused_before_memory_is_taken() {
     let unexpected = |tag| ProtocolError::Unexpected { tag, during: "logging in" };
     for (answer, expected) in [
         (huge, too_long.into()),
-        (message(b'Z', b"I"), unexpected(b'R')),
+        (message(b'Z', b"I"), unexpected(b'Z')),
         (message(b'v', &[0; 8]), unexpected(b'v')),
         (message(b'R', &[0, 0, 0, 99]), unexpected(b'R')),
         ([authentication(0, b""), message(b'd', b"x"), ready()].concat(), unexpected(b'd')),

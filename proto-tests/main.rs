@@ -6,6 +6,7 @@
     reason = "a test fails by panicking; clippy.toml's exception covers test functions alone"
 )]
 
+mod backup;
 mod basebackup;
 mod captured;
 mod client_tls;

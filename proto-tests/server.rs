@@ -86,6 +86,12 @@ impl Server {
         }
     }
 
+    /// Lets nobody in any more.
+    pub(crate) async fn end(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
     /// Fails if the script has failed by then.
     pub(crate) async fn finish_within(self, limit: std::time::Duration) {
         if let Ok(Err(error)) = tokio::time::timeout(limit, self.task).await {

@@ -15,6 +15,7 @@
 //! * [`connection`]: from a connection string to a session with a server.
 //! * [`protocol`], [`wal`], [`image`]: the wire, the log, and what a base backup is made of; pure.
 //! * [`codec`]: compression by suffix.
+//! * `cursor`: how bytes from outside are taken apart; no read of it panics.
 //! * [`spill`]: what may grow with a cluster's files, in memory that does not.
 //! * [`disk`]: the only module that creates, syncs, renames, removes and locks.
 //!
@@ -26,6 +27,7 @@ pub mod basebackup;
 pub mod cli;
 pub mod codec;
 pub mod connection;
+mod cursor;
 pub mod datadir;
 pub mod disk;
 pub mod drill;

@@ -37,7 +37,10 @@ const KINDS: &[(&str, &str)] = &[
     ("servers", "Servers that change underneath"),
     ("power", "Power that fails"),
     ("disk", "Disks that fail, fill up or hang"),
+    ("inject", "Calls to the disk that fail"),
     ("network", "Networks that fail"),
+    ("packets", "Links that fail"),
+    ("flips", "Networks that change what they carry"),
 ];
 
 /// The place of a kind in the page, and the fault in it.

@@ -12,7 +12,7 @@ use walhold::repository::{
 use walhold::wal::{History, Segment};
 
 use super::repository::{add_file, create, ends, is_whole, now, open, path, pending_of, prove, seal_of};
-use super::world::{SIZE, START, SYSTEM, at, content, seed, size};
+use super::world::{SIZE, START, SYSTEM, again, at, content, images, seed, size};
 use crate::wal::Log;
 
 /// Five backups with WAL between them, the second based on the first and the third on the second, and the fifth on the
@@ -127,7 +127,7 @@ fn p4_an_expire_is_cut_off_anywhere() {
                 }
                 Ok(())
             };
-            went().unwrap_or_else(|e| panic!("{e}\n  {found:?}\n  again: WALHOLD_SEED={}", seed()));
+            went().unwrap_or_else(|e| panic!("{e}\n  {found:?}\n  again: {}", again(seed(), Some(k))));
         }
     }
 }
@@ -141,7 +141,8 @@ fn p4_an_expire_that_goes_on_is_cut_off_anywhere() {
         open(&killed).unwrap().expire(&last(1), now()).unwrap();
         for (k, disk) in killed.prefixes().enumerate() {
             for found in disk.crash_images(seed() ^ k as u64, 4) {
-                all_are_whole(&found).unwrap_or_else(|e| panic!("{e}\n  {found:?}\n  again: WALHOLD_SEED={}", seed()));
+                all_are_whole(&found)
+                    .unwrap_or_else(|e| panic!("{e}\n  {found:?}\n  again: {}", again(seed(), Some(k))));
             }
         }
         is_done(&killed, &ids[3..]).unwrap();
@@ -162,7 +163,7 @@ fn p4_a_killed_expire_leaves_no_hole() {
 /// P4: where a call fails, it is said, and every backup that is listed is whole.
 #[test]
 fn p4_a_failing_expire_takes_nothing_needed() {
-    for call in [Call::Remove, Call::Rename, Call::SyncDir, Call::List, Call::Open, Call::Read] {
+    for call in [Call::Remove, Call::Rename, Call::SyncDir, Call::List, Call::Open, Call::Read, Call::Look] {
         for nth in 1.. {
             let (disk, ids) = made();
             let before = disk.calls(call);
@@ -176,7 +177,7 @@ fn p4_a_failing_expire_takes_nothing_needed() {
             let (ExpireError::Repository(RepositoryError::Disk(_)) | ExpireError::Archive(_)) = &failed else {
                 panic!("{call:?} {nth}: {failed}");
             };
-            for found in disk.crash_images(seed() ^ nth as u64, 3).chain([disk.after(disk.operations())]) {
+            for found in disk.crash_images(seed() ^ nth as u64, images(3)).chain([disk.after(disk.operations())]) {
                 all_are_whole(&found).unwrap_or_else(|e| panic!("{call:?} {nth}: {failed}, and {e}\n  {found:?}"));
                 open(&found).unwrap().expire(&last(1), now()).unwrap();
                 is_done(&found, &ids[3..]).unwrap_or_else(|e| panic!("{call:?} {nth}: {failed}, and {e}\n  {found:?}"));
@@ -238,7 +239,7 @@ fn a_mark_survives_a_power_cut() {
     assert_eq!(all_are_whole(&disk).unwrap(), ids);
     repository.mark(format!("{}", ids[2]).parse().unwrap(), false).unwrap();
     repository.expire(&last(1), now()).unwrap();
-    for found in disk.crash_images(seed(), 3) {
+    for found in disk.crash_images(seed(), images(3)) {
         is_done(&found, &ids[3..]).unwrap();
     }
     disk.fail(Call::SyncDir, disk.calls(Call::SyncDir) + 1, Fault::Io);

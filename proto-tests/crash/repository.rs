@@ -15,7 +15,7 @@ use walhold::repository::{
 };
 use walhold::wal::{History, Pos, Segment};
 
-use super::world::{SIZE, START, SYSTEM, at, content, seed, size};
+use super::world::{SIZE, START, SYSTEM, again, at, content, images, seed, size};
 use crate::wal::Log;
 
 pub(super) fn path() -> PathBuf {
@@ -36,7 +36,7 @@ pub(super) fn open(disk: &Simulated) -> Result<Repository, RepositoryError> {
 
 /// All images of a power cut, and the disk as a process leaves it that is killed.
 pub(super) fn ends(disk: &Simulated, k: usize) -> Vec<Simulated> {
-    disk.crash_images(seed() ^ k as u64, 24).chain([disk.after(0)]).collect()
+    disk.crash_images(seed() ^ k as u64, images(24)).chain([disk.after(0)]).collect()
 }
 
 /// A repository is there or it is not; one that was made opens, and one that was not can be made,
@@ -213,7 +213,7 @@ fn p3_a_sealed_backup_is_whole_after_a_power_cut() {
         for (k, disk) in disk.prefixes().enumerate() {
             for found in ends(&disk, k) {
                 judge(&found, id, &promised, k).unwrap_or_else(|e| {
-                    panic!("{e}\n  {found:?}\n  again: WALHOLD_SEED={} cargo test crash", seed());
+                    panic!("{e}\n  {found:?}\n  again: {}", again(seed(), Some(k)));
                 });
             }
         }
@@ -288,7 +288,7 @@ fn p3_whatever_call_fails_what_is_sealed_is_whole() {
             let sealed_by_then = open(&disk).unwrap().backup(id).unwrap();
             let sealed_by_then = sealed_by_then.is_some_and(|entry| matches!(entry.state, BackupState::Sealed(_)));
             assert!(done.is_err() || sealed_by_then, "{context}");
-            for found in disk.crash_images(seed() ^ nth as u64, 3) {
+            for found in disk.crash_images(seed() ^ nth as u64, images(3)) {
                 let repository = open(&found).unwrap();
                 let state = repository.backup(id).unwrap().map(|entry| entry.state);
                 if let Some(BackupState::Sealed(seal)) = state {
@@ -315,7 +315,7 @@ fn a_full_disk_seals_nothing() {
         let full = back_up(&disk, start, stop, true, &mut Promised::default()).unwrap_err();
         assert!(full.to_string().contains("No space left"), "{full}");
         let repository = open(&disk).unwrap();
-        for found in disk.crash_images(seed(), 3).chain([disk.after(disk.operations())]) {
+        for found in disk.crash_images(seed(), images(3)).chain([disk.after(disk.operations())]) {
             assert_eq!(open(&found).unwrap().latest_sealed().unwrap(), None);
         }
         disk.set_capacity(None);

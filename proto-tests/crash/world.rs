@@ -29,6 +29,47 @@ pub(crate) fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }
 
+/// How many power cuts of each state are looked at, besides the corners: as many as an ordinary run takes, or
+/// `WALHOLD_IMAGES` if that is more.
+pub(crate) fn images(usual: u64) -> u64 {
+    number("WALHOLD_IMAGES").unwrap_or(usual).max(usual)
+}
+
+/// Of `count` things each, or some where there are more than `most`, unless all images are wanted.
+pub(crate) fn some_of(count: usize, most: usize) -> impl Iterator<Item = usize> {
+    let step = if number("WALHOLD_IMAGES").is_some() { 1 } else { 1 + count / most };
+    (1 + Dice(seed()).below(step as u64) as usize..=count).step_by(step)
+}
+
+/// What a check says of a disk that it finds.
+pub(crate) type Found = Result<(), Box<dyn std::error::Error>>;
+
+/// Cuts the power after each operation from the `first` one on, and has looked at what is left, and at what a kill
+/// leaves. A check is told how many operations there had been.
+pub(crate) fn cut_off(disk: &Simulated, first: usize, mixes: u64, check: &mut dyn FnMut(usize, &Simulated) -> Found) {
+    let only = number("WALHOLD_CUT");
+    for (k, disk) in disk.prefixes().enumerate().skip(first) {
+        if only.is_some_and(|only| only != k as u64) {
+            continue;
+        }
+        for found in disk.crash_images(seed() ^ k as u64, images(mixes)).chain([disk.after(0)]) {
+            // It says where it comes from, whatever is done to it.
+            let origin = format!("{found:?}");
+            if let Err(why) = check(k, &found) {
+                panic!("{why}\n  {origin}\n  again: {}", again(seed(), Some(k)));
+            }
+        }
+    }
+}
+
+/// How a test is run again.
+pub(crate) fn again(seed: u64, cut: Option<usize>) -> String {
+    let images = number("WALHOLD_IMAGES").map_or_else(String::new, |images| format!(" WALHOLD_IMAGES={images}"));
+    let cut = cut.map_or_else(String::new, |cut| format!(" WALHOLD_CUT={cut}"));
+    let thread = std::thread::current();
+    format!("WALHOLD_SEED={seed}{cut}{images} cargo test --test proto -- {}", thread.name().unwrap_or_default())
+}
+
 /// The seeds of what is made at random as a whole: those with which something was `found`, and new ones.
 pub(crate) fn seeds(found: &[u64]) -> impl Iterator<Item = u64> {
     let first = seed();
@@ -262,19 +303,10 @@ impl World {
     /// Cuts the power after each of the operations, and checks what is found.
     pub(crate) fn cut_everywhere(&self, server: &Server, mixes: u64) {
         let mut judge = Judge::new(server);
-        let only = number("WALHOLD_CUT");
-        for (k, disk) in self.disk.prefixes().enumerate().skip(self.made) {
-            if only.is_some_and(|only| only != k as u64) {
-                continue;
-            }
+        cut_off(&self.disk, self.made, mixes, &mut |k, found| {
             let acked = self.acked(k);
-            for image in disk.crash_images(seed() ^ k as u64, mixes) {
-                if let Err(why) = judge.recovers(&image, acked) {
-                    let again = format!("WALHOLD_SEED={} WALHOLD_CUT={k} cargo test --test proto", seed());
-                    panic!("{why}\n  acknowledged: {acked:?}\n  {image:?}\n  again: {again}");
-                }
-            }
-        }
+            judge.recovers(found, acked).map_err(|why| format!("{why}\n  acknowledged: {acked:?}").into())
+        });
     }
 }
 
@@ -299,9 +331,7 @@ impl<'a> Judge<'a> {
     /// The same of what was made from another seed.
     pub(crate) fn must_recover_from(&mut self, seed: u64, image: &Simulated, acked: Option<Pos>) {
         if let Err(why) = self.recovers(image, acked) {
-            panic!(
-                "{why}\n  acknowledged: {acked:?}\n  {image:?}\n  again: WALHOLD_SEED={seed} cargo test --test proto"
-            );
+            panic!("{why}\n  acknowledged: {acked:?}\n  {image:?}\n  again: {}", again(seed, None));
         }
     }
 

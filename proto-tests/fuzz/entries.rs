@@ -1,11 +1,19 @@
 //! One function a parser: any bytes may come, and it may refuse them, but not panic, loop, or take much memory.
 //! Where bytes end in a checksum of their own, they are also fed with that put right.
 
+#[path = "dialogue.rs"]
+mod dialogue;
+
+use std::convert::Infallible;
+use std::io::{Cursor, Read};
+
 use bytes::{Bytes, BytesMut};
 use tokio_util::codec::Decoder;
+use walhold::codec::{Ahead, Codec, reader};
 use walhold::connection::{Conninfo, Flags, Surroundings};
 use walhold::image::{
-    BackupLabel, Comparison, ControlFile, Listed, Manifest, Names, TablespaceMap, TarEvent, TarReader,
+    BackupLabel, Comparison, ControlFile, IncrementReader, IncrementalError, Listed, Manifest, Names, Sought,
+    TablespaceMap, TarEdit, TarEvent, TarReader,
 };
 use walhold::protocol::{BackupStream, BaseBackup, Framer, Phase, Reply, ServerVersion, StreamMessage, TablespaceRow};
 use walhold::repository::{DrillRecord, Pending, Seal, Sha256Sum, read};
@@ -17,7 +25,7 @@ fn chosen(data: &[u8]) -> (u8, &[u8]) {
     data.split_first().map_or((0, data), |(first, rest)| (*first, rest))
 }
 
-pub(crate) fn framing(data: &[u8]) {
+pub fn framing(data: &[u8]) {
     let (choice, wire) = chosen(data);
     let phase = [Phase::Login, Phase::Command, Phase::Streaming, Phase::Copying][usize::from(choice & 3)];
     let mut framer = Framer::new();
@@ -34,7 +42,7 @@ pub(crate) fn framing(data: &[u8]) {
                 Ok(Some(frame)) => {
                     let Ok(reply) = Reply::decode(frame) else { continue };
                     if let Reply::CopyData(body) = &reply {
-                        let _ = StreamMessage::decode(body.clone());
+                        let _ = StreamMessage::decode(body);
                     }
                     let _ = backup.feed(reply);
                     while backup.next_event().is_some() {}
@@ -47,13 +55,28 @@ pub(crate) fn framing(data: &[u8]) {
     }
 }
 
-pub(crate) fn messages(data: &[u8]) {
-    if let Ok(StreamMessage::Wal { start, data, .. }) = StreamMessage::decode(Bytes::copy_from_slice(data)) {
+pub fn messages(data: &[u8]) {
+    if let Ok(StreamMessage::Wal { start, data, .. }) = StreamMessage::decode(&Bytes::copy_from_slice(data)) {
         assert!(start.checked_add(data.len() as u64).is_some());
     }
 }
 
-pub(crate) fn conninfo(data: &[u8]) {
+/// A server that says these bytes to whoever logs in.
+pub fn login(data: &[u8]) {
+    dialogue::with_server("password=secret", None, data);
+}
+
+/// A password file, and a server that asks for a password.
+pub fn passwords(data: &[u8]) {
+    dialogue::with_server("", Some(data), b"R\0\0\0\x08\0\0\0\x03");
+}
+
+/// A connection service file.
+pub fn services(data: &[u8]) {
+    dialogue::with_service(data);
+}
+
+pub fn conninfo(data: &[u8]) {
     let text = String::from_utf8_lossy(data).into_owned();
     let surroundings = Surroundings { variable: Box::new(|_| None), user: Some("u".to_owned()), home: None };
     if let Ok(conninfo) = Conninfo::new(&Flags { conninfo: Some(text), ..Flags::default() }, &surroundings) {
@@ -61,7 +84,7 @@ pub(crate) fn conninfo(data: &[u8]) {
     }
 }
 
-pub(crate) fn tar(data: &[u8]) {
+pub fn tar(data: &[u8]) {
     let (choice, archive) = chosen(data);
     let whole = members(archive, archive.len().max(1));
     // It is the same however it is cut.
@@ -75,6 +98,21 @@ pub(crate) fn tar(data: &[u8]) {
         }
     }
     members(&fixed, 1000);
+    edited(&fixed, usize::from(choice) * 7 + 1);
+}
+
+/// Of an archive that can be read, what comes out with a file more and one less can be read too.
+fn edited(archive: &[u8], piece: usize) {
+    let mut edit = TarEdit::new().append("postgresql.auto.conf", b"a = b\n".to_vec()).omit("backup_manifest");
+    let mut out = Vec::new();
+    let mut put = |bytes: &[u8]| {
+        out.extend_from_slice(bytes);
+        Ok::<_, Infallible>(())
+    };
+    let fed = archive.chunks(piece).try_for_each(|piece| edit.feed(piece, &mut put));
+    if fed.is_ok() && edit.finish(&[], &mut put).is_ok() && members(archive, piece).1 {
+        assert!(members(&out, piece).1);
+    }
 }
 
 /// What an archive holds, and whether it is one.
@@ -103,7 +141,7 @@ fn members(archive: &[u8], piece: usize) -> (Vec<String>, bool) {
     (told, reader.finish().is_ok())
 }
 
-pub(crate) fn manifest(data: &[u8]) {
+pub fn manifest(data: &[u8]) {
     let parse = |bytes: &[u8]| {
         if let Ok(manifest) = Manifest::parse(bytes) {
             for file in manifest.files() {
@@ -125,7 +163,7 @@ pub(crate) fn manifest(data: &[u8]) {
     }
 }
 
-pub(crate) fn history(data: &[u8]) {
+pub fn history(data: &[u8]) {
     let size = SegmentSize::new(1 << 20).unwrap();
     let (choice, content) = chosen(data);
     let Some(tli) = TimelineId::new(u32::from(choice)) else { return };
@@ -141,7 +179,7 @@ pub(crate) fn history(data: &[u8]) {
     let _ = (HistoryFile::parse(&name), Segment::parse(&name, size));
 }
 
-pub(crate) fn wal(data: &[u8]) {
+pub fn wal(data: &[u8]) {
     let (choice, wal) = chosen(data);
     let fed = |slice: usize| {
         let size = SegmentSize::new(1 << 20).unwrap();
@@ -169,7 +207,7 @@ pub(crate) fn wal(data: &[u8]) {
     assert_eq!(fed(wal.len().max(1)), fed(usize::from(choice) * 13 + 1));
 }
 
-pub(crate) fn seals(data: &[u8]) {
+pub fn seals(data: &[u8]) {
     let parse = |bytes: &[u8]| {
         let _ = (read::<Seal>(bytes).is_ok(), read::<Pending>(bytes).is_ok());
         let _ = read::<DrillRecord>(bytes).is_ok();
@@ -187,7 +225,7 @@ pub(crate) fn seals(data: &[u8]) {
     }
 }
 
-pub(crate) fn label(data: &[u8]) {
+pub fn label(data: &[u8]) {
     let _ = BackupLabel::parse(data);
     if let Ok(map) = TablespaceMap::parse(data)
         && let Ok(bytes) = map.to_bytes()
@@ -196,7 +234,7 @@ pub(crate) fn label(data: &[u8]) {
     }
 }
 
-pub(crate) fn control(data: &[u8]) {
+pub fn control(data: &[u8]) {
     let _ = ControlFile::parse(data);
     // Its checksum stands at one of these places.
     for at in [288, 292, 296, 300, 304, 312] {
@@ -206,5 +244,55 @@ pub(crate) fn control(data: &[u8]) {
             fixed[end..end + 4].copy_from_slice(&sum);
             let _ = ControlFile::parse(&fixed);
         }
+    }
+}
+
+/// Blocks of a file that changed; of the file itself only the length counts.
+pub fn blocks(data: &[u8]) {
+    let (choice, file) = chosen(data);
+    let mut reader = IncrementReader::new(file.len() as u64);
+    let mut bytes = 0;
+    for piece in file.chunks(usize::from(choice) * 13 + 1) {
+        let fed = reader.feed(piece, &mut |_, block| {
+            bytes += block.len();
+            Ok::<_, IncrementalError>(())
+        });
+        if fed.is_err() {
+            return;
+        }
+    }
+    assert!(bytes <= file.len());
+    if let Ok(increment) = reader.finish() {
+        let mut sought = Sought::new(&increment);
+        assert_eq!(sought.length(), increment.length());
+        let wanted = sought.wanted(0..increment.length()).take(1000).map(|run| run.len()).sum::<usize>();
+        assert!(wanted <= increment.length() as usize);
+        sought.cut(u32::from(choice));
+        sought.pass(&increment);
+    }
+}
+
+/// What a compressed file holds; of one that is compressed far too well, the beginning.
+const MOST_UNPACKED: usize = 1 << 20;
+
+pub fn packed(data: &[u8]) {
+    let (choice, file) = chosen(data);
+    let codec = Codec::ALL[usize::from(choice & 3)];
+    let mut unpacked = Vec::new();
+    let whole = reader(codec, file).and_then(|from| from.take(MOST_UNPACKED as u64).read_to_end(&mut unpacked)).is_ok();
+    assert!(unpacked.len() <= MOST_UNPACKED);
+    if choice & 4 != 0 && unpacked.len() < MOST_UNPACKED {
+        // It is the same when it is decoded by several threads.
+        let mut ahead = Ahead::new(codec, Cursor::new(file.to_vec())).unwrap();
+        let mut pieces = Vec::new();
+        let read = loop {
+            match ahead.piece() {
+                Ok(Some(piece)) => pieces.extend(piece),
+                Ok(None) => break true,
+                Err(_) => break false,
+            }
+        };
+        assert_eq!(read, whole);
+        assert!(!whole || pieces == unpacked);
     }
 }

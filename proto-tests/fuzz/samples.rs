@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::PathBuf;
 
+use walhold::codec::{Method, Packer, Packing};
+
 use crate::crash::repository::{now, pending_of, seal_of};
 use crate::crash::world::at;
 use crate::server::{
-    accepted, columns, complete, copy_both, copy_data, copy_done, copy_out, error, keepalive, notice, ready, row,
-    wal as wal_message,
+    accepted, authentication, columns, complete, copy_both, copy_data, copy_done, copy_out, error, keepalive, message,
+    notice, parameter, ready, row, wal as wal_message,
 };
 use crate::wal::Log;
 
@@ -23,6 +25,21 @@ fn unpacked(name: &str) -> Vec<u8> {
     // Copied files are cut short.
     let _ = std::io::copy(&mut decoder, &mut bytes);
     bytes
+}
+
+/// What a real server said in the tour of that name (`captured.rs`).
+fn server_said(tour: &str) -> Vec<u8> {
+    let recorded = captured(tour);
+    let (mut left, mut said) = (&recorded[..], Vec::new());
+    while let Some((side, rest)) = left.split_first() {
+        let len = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
+        let (message, behind) = rest.split_at(1 + len);
+        if *side == b'B' {
+            said.extend(message);
+        }
+        left = behind;
+    }
+    said
 }
 
 fn with_choices(bytes: &[u8]) -> Vec<Vec<u8>> {
@@ -45,11 +62,65 @@ pub(crate) fn framing() -> Vec<Vec<u8>> {
     ];
     let stream = [copy_both(), wal_message(0x300_0000, &[7; 100]), keepalive(0x300_0064, true), copy_done()];
     let talk = [accepted("17.2"), notice("hello"), error("ERROR", "58P01", "gone"), row(&[None, Some("x")])];
-    [backup.concat(), stream.concat(), talk.concat()].iter().flat_map(|bytes| with_choices(bytes)).collect()
+    let real = ["13-commands.bin", "17-commands.bin", "17-timelines.bin"].map(server_said);
+    let made = [backup.concat(), stream.concat(), talk.concat()];
+    made.iter().chain(&real).flat_map(|bytes| with_choices(bytes)).collect()
 }
 
 pub(crate) fn messages() -> Vec<Vec<u8>> {
     [wal_message(0x300_0000, &[7; 100]), keepalive(0x300_0064, true)].map(|message| message[5..].to_vec()).to_vec()
+}
+
+pub(crate) fn login() -> Vec<Vec<u8>> {
+    let scram = [
+        authentication(10, b"SCRAM-SHA-256\0\0"),
+        authentication(11, format!("r={}server,s=c2FsdA==,i=4096", "N".repeat(24)).as_bytes()),
+        authentication(12, b"v=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+    ];
+    let talk = [
+        accepted("17.2"),
+        columns(4),
+        row(&[Some("7300000000000000001"), Some("1"), Some("0/3000060"), None]),
+        complete("IDENTIFY_SYSTEM"),
+        ready(),
+        copy_both(),
+        wal_message(0x300_0000, &[7; 100]),
+        keepalive(0x300_0064, true),
+        copy_done(),
+        columns(2),
+        row(&[Some("2"), Some("0/3000064")]),
+        complete("START_STREAMING"),
+        ready(),
+    ];
+    let asked = |kind, salt: &[u8]| [authentication(kind, salt), accepted("13.23")].concat();
+    vec![
+        scram.concat(),
+        talk.concat(),
+        asked(3, b""),
+        asked(5, b"salt"),
+        asked(7, b""),
+        authentication(10, b"SCRAM-SHA-256-PLUS\0OTHER\0\0"),
+        error("FATAL", "28P01", "no"),
+        server_said("17-commands.bin"),
+        [parameter("a", "b"), message(b'v', &[0; 8])].concat(),
+    ]
+}
+
+pub(crate) fn passwords() -> Vec<Vec<u8>> {
+    ["*:*:*:*:secret\n", "# no\nlocalhost:5432:replication:u:with\\:colon\\\\\n*:1:a\\*:b:c\r\n", ""]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec()
+}
+
+pub(crate) fn services() -> Vec<Vec<u8>> {
+    [
+        "# all\n[other]\nport=no\n[s]\nhost=a,b\nport=1,2\nuser=x\n\n[t]\n",
+        "[s]\nservice=t\n",
+        "[s]\nldap://x\n",
+        "[s]\nsslmode=prefer\nconnect_timeout=3\npassword= a b \n",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
 }
 
 pub(crate) fn conninfo() -> Vec<Vec<u8>> {
@@ -129,4 +200,28 @@ pub(crate) fn control() -> Vec<Vec<u8>> {
     ["13", "14", "15", "15-standby", "16", "17", "18"]
         .map(|version| captured(&format!("pg_control-{version}")))
         .to_vec()
+}
+
+/// Blocks 3, 4 and 9 of a file that was cut off at block 5, and no blocks.
+pub(crate) fn blocks() -> Vec<Vec<u8>> {
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let mut three = words(&[0xD3AE_1F0D, 3, 5, 3, 4, 9]);
+    three.resize(4 * 1024, 7);
+    [three, words(&[0xD3AE_1F0D, 0, 5])].iter().flat_map(|bytes| with_choices(bytes)).collect()
+}
+
+/// Frames of each kind, one and two of them. The first byte says of which kind, and whether threads decode them too.
+pub(crate) fn packed() -> Vec<Vec<u8>> {
+    let text = b"WAL, and again WAL, and again WAL".repeat(20);
+    let packed = |method: Method, level| {
+        let mut packer = Packer::growing(Packing::new(method, level).unwrap()).unwrap();
+        packer.write(&text).unwrap();
+        packer.finish().unwrap()
+    };
+    let sized = zstd::bulk::compress(&text, 1).unwrap();
+    let (lz4, gzip, zstd) = (packed(Method::Lz4, 1), packed(Method::Gzip, 1), packed(Method::Zstd, 1));
+    [(0, text.clone()), (1, zstd), (1, sized), (2, lz4), (3, gzip)]
+        .iter()
+        .flat_map(|(codec, bytes)| [[&[*codec][..], bytes].concat(), [&[*codec | 4][..], bytes, bytes].concat()])
+        .collect()
 }

@@ -184,13 +184,16 @@ async fn bytes_that_differ_from_what_is_held_are_divergence() {
     let (sent, node) = (other.clone(), Node::with(&other));
     let ran = client
         .against(async move |mut door, _| {
-            let mut peer = door.next().await;
-            peer.introduce(&node).await;
-            peer.answer(READ_SLOT, slot_at(START)).await;
-            peer.stream(true, START, 1).await;
-            peer.send_log(&sent, START, sent.at()).await;
-            // Nothing is reported as durable meanwhile.
-            peer.flushes_until_close(0).await;
+            // A network may have changed it: it is asked for once more.
+            for _ in 0..2 {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                peer.send_log(&sent, START, sent.at()).await;
+                // Nothing is reported as durable meanwhile.
+                peer.flushes_until_close(0).await;
+            }
         })
         .await;
     let ReceiveError::Diverged(at) = ran.error() else { panic!("not divergence") };
@@ -198,6 +201,39 @@ async fn bytes_that_differ_from_what_is_held_are_divergence() {
     assert_eq!(at, pos(START + same));
     assert!(at.lsn().get() >= fork);
     assert!(client.files() == before);
+}
+
+/// What is held, sent again with a flipped bit, is not another past.
+#[tokio::test]
+async fn a_difference_that_does_not_come_again_is_none() {
+    let log = log_to(START + 700_000);
+    let bad = flipped(&log, *log.starts.iter().rfind(|start| **start < START + 200_000).unwrap(), 30);
+    for retry in [Some(Retry::default()), None] {
+        let mut client = Client::with_slot().holding(&log, START + 500_000);
+        client.options.retry = retry;
+        let (bad, sent, node) = (bad.clone(), log.clone(), Node::with(&log));
+        let ran = client
+            .against(async move |mut door, stop| {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                peer.send_log(&bad, START, bad.at()).await;
+                peer.flushes_until_close(0).await;
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.answer(READ_SLOT, slot_at(START)).await;
+                peer.stream(true, START, 1).await;
+                peer.send_log(&sent, START, sent.at()).await;
+                peer.flushed(sent.at()).await;
+                stop.cancel();
+                peer.flushed(sent.at()).await;
+                peer.end_by_client().await;
+            })
+            .await;
+        ran.stopped();
+        client.assert_holds(1, &log, START, log.at());
+    }
 }
 
 /// P5: a clone of the cluster bears its identifier.
@@ -211,11 +247,13 @@ async fn a_junction_that_does_not_fit_is_divergence() {
     let node = Node::with(&other);
     let ran = client
         .against(async move |mut door, _| {
-            let mut peer = door.next().await;
-            peer.introduce(&node).await;
-            peer.stream(false, START + SIZE, 1).await;
-            peer.send_log(&other, START + SIZE, other.at()).await;
-            peer.flushes_until_close(0).await;
+            for _ in 0..2 {
+                let mut peer = door.next().await;
+                peer.introduce(&node).await;
+                peer.stream(false, START + SIZE, 1).await;
+                peer.send_log(&other, START + SIZE, other.at()).await;
+                peer.flushes_until_close(0).await;
+            }
         })
         .await;
     assert!(matches!(ran.error(), ReceiveError::Diverged(_)));

@@ -1,5 +1,21 @@
 //! Reading segments, in whatever form they are stored, and walking the chain through them.
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -9,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Archive, ArchiveError, MAX_HISTORY};
 use crate::codec::{self, Codec, DecodeError};
+use crate::cursor::fill;
 use crate::disk::{Access, AlignedBuf, DiskError, File, Synced, Trouble};
 use crate::wal::{Broken, Chain, History, HistoryFile, Lsn, Record, Segment, TimelineId};
 
@@ -129,21 +146,20 @@ impl SegmentReader {
                     // A partial's last frame may lack its end: what decodes before that counts.
                     (read, Some(source)) if self.form.partial && is_about_data(&source) => {
                         let file = file.clone();
-                        let more = up_to_the_fault(self.form.codec, &file, self.next + read as u64);
+                        let at = self.next.saturating_add(read as u64);
+                        let more = up_to_the_fault(self.form.codec, &file, at);
                         let more = more.map_err(|source| ArchiveError::Decode { path: self.path.clone(), source })?;
-                        let room = self.buffer.get_mut(read..).unwrap_or_default();
-                        let n = more.len().min(room.len());
-                        room[..n].copy_from_slice(&more[..n]);
+                        let n = fill(&mut self.buffer, read, &more);
                         self.source = Source::Cut(file);
-                        read + n
+                        read.saturating_add(n)
                     }
                     (_, Some(source)) => return Err(ArchiveError::Decode { path: self.path.clone(), source }),
                 },
             };
-            self.next += read as u64;
+            self.next = self.next.saturating_add(read as u64);
             self.filled = 0..read;
         }
-        Ok(&self.buffer[self.filled.clone()])
+        Ok(self.buffer.get(self.filled.clone()).unwrap_or_default())
     }
 
     /// A compressed file that holds a whole segment must also end where that does: its checksum comes
@@ -158,7 +174,7 @@ impl SegmentReader {
 
     /// Passes over the first `n` of the bytes that [`SegmentReader::fill`] gave.
     pub fn consume(&mut self, n: usize) {
-        self.filled.start += n;
+        self.filled.start = self.filled.start.saturating_add(n).min(self.filled.end);
     }
 
     /// Passes over bytes up to `offset` from the segment's beginning; stops at the file's end.
@@ -171,10 +187,10 @@ impl SegmentReader {
             && self.next == 0
         {
             let unit = file.alignment() as u64;
-            self.next = offset / unit * unit;
+            self.next = offset.checked_rem(unit).map_or(0, |over| offset.saturating_sub(over));
         }
         while self.offset() < offset {
-            let ahead = usize::try_from(offset - self.offset()).unwrap_or(usize::MAX);
+            let ahead = usize::try_from(offset.saturating_sub(self.offset())).unwrap_or(usize::MAX);
             let n = self.fill()?.len().min(ahead);
             if n == 0 {
                 return Ok(());
@@ -186,17 +202,17 @@ impl SegmentReader {
 
     /// Offset of the next byte that [`SegmentReader::fill`] gives.
     pub const fn offset(&self) -> u64 {
-        self.next - (self.filled.end - self.filled.start) as u64
+        self.next.saturating_sub(self.filled.end.saturating_sub(self.filled.start) as u64)
     }
 }
 
 /// Reads until the buffer is full or the stream ends, or fails.
 fn read_full(from: &mut impl Read, into: &mut [u8]) -> (usize, Option<io::Error>) {
     let mut done = 0;
-    while done < into.len() {
-        match from.read(&mut into[done..]) {
+    while let Some(room) = into.get_mut(done..).filter(|room| !room.is_empty()) {
+        match from.read(room) {
             Ok(0) => break,
-            Ok(n) => done += n,
+            Ok(n) => done = done.saturating_add(n),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return (done, Some(e)),
         }
@@ -272,7 +288,7 @@ impl Sequential {
         let file = held.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let at_end = !self.at.is_multiple_of(file.alignment() as u64);
         let read = if at_end { 0 } else { file.read_at(self.at, &mut self.buffer).map_err(io::Error::other)? };
-        self.at += read as u64;
+        self.at = self.at.saturating_add(read as u64);
         self.filled = 0..read;
         Ok(())
     }
@@ -287,8 +303,8 @@ impl Read for Sequential {
         let most = most.min(into.len());
         let into = into.get_mut(..most).unwrap_or_default();
         let n = self.buffer.get(self.filled.clone()).unwrap_or_default().read(into)?;
-        self.filled.start += n;
-        self.given += n as u64;
+        self.filled.start = self.filled.start.saturating_add(n);
+        self.given = self.given.saturating_add(n as u64);
         self.file.lock().given = self.given;
         Ok(n)
     }
@@ -406,15 +422,15 @@ pub(super) fn walk_segment(
 ) -> Result<Stopped, ArchiveError> {
     let (segment, form) = (reader.segment, reader.form);
     let end = segment.end().min(until);
-    reader.skip_to(chain.at() - segment.start())?;
+    reader.skip_to(chain.at().saturating_sub(segment.start()))?;
     while chain.at() < end {
-        let ahead = usize::try_from(end - chain.at()).unwrap_or(usize::MAX);
+        let ahead = usize::try_from(end.saturating_sub(chain.at())).unwrap_or(usize::MAX);
         let bytes = reader.fill()?;
         let n = bytes.len().min(ahead);
         if n == 0 {
             return Ok(Stopped::Short { segment, form, bytes: reader.offset() });
         }
-        if let Err(broken) = chain.feed(&bytes[..n], seen) {
+        if let Err(broken) = chain.feed(bytes.get(..n).unwrap_or_default(), seen) {
             return Ok(Stopped::Invalid { segment, form, broken });
         }
         reader.consume(n);

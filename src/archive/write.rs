@@ -85,7 +85,7 @@ pub enum WriteError {
 
 impl From<DiskError> for WriteError {
     fn from(e: DiskError) -> Self {
-        Self::Archive(e.into())
+        Self::Archive(e.of_what_was_there().into())
     }
 }
 
@@ -117,6 +117,8 @@ pub struct Writer {
     filling: bool,
     /// How far the server's log went when it last said so.
     server_end: Lsn,
+    /// Bytes have been taken in for which no file has been opened yet: the segment before comes first.
+    ahead: bool,
 }
 
 /// What has been taken in, on its way to the file.
@@ -228,6 +230,7 @@ impl Writer {
             spare: Spare::default(),
             filling: false,
             server_end: Lsn::ZERO,
+            ahead: false,
         }
     }
 
@@ -298,10 +301,9 @@ impl Writer {
     pub fn settle(&mut self) -> Result<Option<Durable>, WriteError> {
         self.complete_behind(&mut |_| {})?;
         if let Body::Plain(tail) = &self.body
-            && self.open.is_none()
-            && let Some(start) = tail.gathered()
+            && self.ahead
         {
-            let segment = Segment::containing(Pos::new(self.tli, start), self.archive.size);
+            let segment = Segment::containing(Pos::new(self.tli, tail.start), self.archive.size);
             self.open_file(segment, segment.start())?;
         }
         let may_count = self.held.is_none() && self.open.as_ref().is_some_and(|open| open.named);
@@ -411,6 +413,7 @@ impl Writer {
             && tail.is_completing()
         {
             if tail.gather(bytes) {
+                self.ahead = true;
                 return Ok(());
             }
             self.complete_behind(told)?;
@@ -427,6 +430,7 @@ impl Writer {
     }
 
     fn open_file(&mut self, segment: Segment, at: Lsn) -> Result<(), WriteError> {
+        self.ahead = false;
         if self.open.is_some() {
             return Ok(());
         }

@@ -157,7 +157,7 @@ impl<'a> Run<'a> {
         let stop_token = self.stop.clone();
         let mut stop = None;
         let mut taken = 0;
-        let mut heard = Instant::now();
+        let mut heard = tokio::time::Instant::now();
         loop {
             let next = timeout(LOOK, self.session.next_backup_event());
             let Ok(event) = unless_stopped(&stop_token, next).await? else {
@@ -169,7 +169,7 @@ impl<'a> Run<'a> {
                 }
                 continue;
             };
-            heard = Instant::now();
+            heard = tokio::time::Instant::now();
             let piece = match event? {
                 BackupEvent::Archive(row) => Piece::Archive(row.oid),
                 BackupEvent::Data(bytes) => {

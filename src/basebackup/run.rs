@@ -17,7 +17,7 @@ use super::{BaseBackupError as Error, Destination, Done, Event, Options, Progres
 use crate::archive::EndOfBackup;
 use crate::connection::{BackupStarted, Error as SessionError, Purpose, Session, SlotAnswer};
 use crate::datadir::{DataDir, Places, SyncMethod, TablespacePlace, overlap};
-use crate::disk::{Access, Disk, DiskError, EntryKind, Real, Trouble};
+use crate::disk::{Access, Disk, DiskError, EntryKind, Trouble};
 use crate::image::{BackupSource, agreement};
 use crate::protocol::{
     BackupEvent, BaseBackup, Condition, Retention, ServerCompression, SlotKind, SlotName, SlotState, TablespaceRow,
@@ -40,21 +40,18 @@ const OLD_PIECE: usize = 1 << 20;
 /// How long dropping a slot may take when the backup has failed.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
 
-/// Makes a base backup.
+/// Makes a base backup on `disk`.
 ///
 /// # Errors
 /// When it is not complete. What was made is removed then, unless `options` say otherwise or the server has
 /// only found damaged pages.
 pub async fn basebackup(
+    disk: Arc<dyn Disk>,
     upstream: Upstream,
     options: &Options,
     stop: &CancellationToken,
     tell: &mut impl FnMut(Event),
 ) -> Result<Done, Error> {
-    let disk: Arc<dyn Disk> = match options.sync {
-        Sync::None => Arc::new(Real::without_syncs()),
-        Sync::Fsync | Sync::Syncfs => Arc::new(Real::new()),
-    };
     let mut run = Run {
         options,
         stop,

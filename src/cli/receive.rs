@@ -368,6 +368,10 @@ fn log(event: Event) {
             "replication slot \"{slot}\" stays on {target}, and keeps WAL there until that server's disk is full: drop \
              it there (walhold slot drop) unless the receiver goes back to it"
         ),
+        Event::HeldUp(time) => {
+            warn!("the storage has not answered for {}: nothing more is acknowledged until it does", span(time))
+        }
+        Event::GotOn(time) => info!("the storage answers again, after {}", span(time)),
         Event::StillFull => warn!("there is still no room for a segment: receiving waits for it"),
         Event::SlotLost(name) => {
             warn!("replication slot \"{name}\" has lost its WAL and keeps nothing any more: dropped it")

@@ -5,7 +5,8 @@
 //! is decoded by the thread that reads, piece by piece.
 
 use std::io::{self, BufRead, Read};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use zstd::bulk::Decompressor;
@@ -13,12 +14,13 @@ use zstd::bulk::Decompressor;
 use super::read::{begins, wrong};
 use super::source::Source;
 use super::{Codec, Fault, ZSTD_FRAME, reader};
+use crate::cursor::Cursor;
 
 /// Frames that hold more are decoded piece by piece.
 const MAX_FRAME: usize = 2 * ZSTD_FRAME.get();
 /// Bytes of a piece of what is not decoded frame by frame.
 const PIECE: usize = 1 << 20;
-/// Threads that decode. Each holds two frames of what it has read or decoded.
+/// Threads that decode. Each holds one frame as it was read and one decoded.
 const MAX_THREADS: usize = 4;
 
 /// Magic, descriptor, window, dictionary and content size at their longest.
@@ -33,7 +35,7 @@ pub struct Ahead<R> {
     threads: Vec<Decoder>,
     /// Pieces taken so far.
     taken: usize,
-    spares: Sender<Vec<u8>>,
+    spares: Spares,
     feeder: Option<JoinHandle<(R, io::Result<()>)>>,
     from: Option<R>,
     failed: bool,
@@ -46,9 +48,28 @@ struct Decoder {
     thread: JoinHandle<()>,
 }
 
+/// Memory that is used again. It is taken when it is filled, and not before, so that there is no more of it than
+/// pieces that are being decoded, or wait, or are in use.
+#[derive(Clone, Debug, Default)]
+struct Spares(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Spares {
+    /// Empty, with room for so much.
+    fn take(&self, room: usize) -> Vec<u8> {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        memory.clear();
+        memory.reserve_exact(room);
+        memory
+    }
+
+    fn put(&self, memory: Vec<u8>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+    }
+}
+
 enum Job {
-    /// A frame, how much it holds, and memory for that.
-    Frame(Vec<u8>, usize, Vec<u8>),
+    /// A frame, and how much it holds.
+    Frame(Vec<u8>, usize),
     /// What needs no decoding.
     Ready(Vec<u8>),
 }
@@ -59,14 +80,14 @@ impl<R: Read + Send + 'static> Ahead<R> {
     /// # Errors
     /// When a thread cannot be started.
     pub fn new(codec: Codec, from: R) -> io::Result<Self> {
-        let (spares, returned) = channel();
+        let spares = Spares::default();
         let (mut threads, mut queues) = (Vec::new(), Vec::new());
         for _ in 0..thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS) {
             let (jobs, queue) = sync_channel(0);
-            threads.push(Decoder::start(codec, queue)?);
+            threads.push(Decoder::start(codec, queue, spares.clone())?);
             queues.push(jobs);
         }
-        let feeder = Feeder { codec, queues, given: 0, returned };
+        let feeder = Feeder { codec, queues, given: 0, spares: spares.clone() };
         let feeder = thread::Builder::new().name("read".to_owned()).spawn(move || feeder.run(from))?;
         Ok(Self { threads, taken: 0, spares, feeder: Some(feeder), from: None, failed: false })
     }
@@ -80,13 +101,14 @@ impl<R: Read + Send + 'static> Ahead<R> {
         if std::mem::replace(&mut self.failed, true) {
             return Err(io::Error::other("reading failed before"));
         }
-        let received = self.threads.get(self.taken % self.threads.len().max(1)).and_then(|next| next.done.recv().ok());
+        let turn = self.taken.checked_rem(self.threads.len());
+        let received = turn.and_then(|turn| self.threads.get(turn)).and_then(|next| next.done.recv().ok());
         let piece = match received {
             Some(piece) => Some(piece?),
             // The first that has no more, in their order, is where the file ends.
             None => self.end_of_file().map(|()| None)?,
         };
-        self.taken += 1;
+        self.taken = self.taken.saturating_add(1);
         self.failed = false;
         Ok(piece)
     }
@@ -101,10 +123,8 @@ impl<R: Read + Send + 'static> Ahead<R> {
     }
 
     /// Gives the memory of a piece back.
-    pub fn recycle(&self, mut piece: Vec<u8>) {
-        piece.clear();
-        // The file may have been read to its end.
-        let _ = self.spares.send(piece);
+    pub fn recycle(&self, piece: Vec<u8>) {
+        self.spares.put(piece);
     }
 
     /// What was read from, if it has been read to its end.
@@ -126,13 +146,13 @@ impl<R> Drop for Ahead<R> {
 }
 
 impl Decoder {
-    fn start(codec: Codec, queue: Receiver<Job>) -> io::Result<Self> {
+    fn start(codec: Codec, queue: Receiver<Job>, spares: Spares) -> io::Result<Self> {
         let (results, done) = sync_channel(0);
         let thread = thread::Builder::new().name("decode".to_owned()).spawn(move || {
             for job in queue {
                 let piece = match job {
                     Job::Ready(piece) => Ok(piece),
-                    Job::Frame(frame, len, memory) => decode(codec, &frame, len, memory),
+                    Job::Frame(frame, len) => decode(codec, &frame, len, spares.take(len)),
                 };
                 let failed = piece.is_err();
                 if results.send(piece).is_err() || failed {
@@ -145,8 +165,6 @@ impl Decoder {
 }
 
 fn decode(codec: Codec, frame: &[u8], len: usize, mut memory: Vec<u8>) -> io::Result<Vec<u8>> {
-    memory.clear();
-    memory.reserve_exact(len);
     let damaged = |why: String| wrong(codec, Fault::Damaged(why));
     let written = Decompressor::new()?.decompress_to_buffer(frame, &mut memory);
     match written {
@@ -161,7 +179,7 @@ struct Feeder {
     codec: Codec,
     queues: Vec<SyncSender<Job>>,
     given: usize,
-    returned: Receiver<Vec<u8>>,
+    spares: Spares,
 }
 
 /// Nobody takes what is read.
@@ -185,10 +203,7 @@ impl Feeder {
         }
         loop {
             match next_frame(&mut source) {
-                Ok(Next::Frame(frame, len)) => {
-                    let memory = self.returned.try_recv().unwrap_or_default();
-                    self.give(Job::Frame(frame, len, memory))?;
-                }
+                Ok(Next::Frame(frame, len)) => self.give(Job::Frame(frame, len))?,
                 Ok(Next::Other) => return self.stream(reader(self.codec, source)),
                 Err(e) => return Ok(Err(e)),
             }
@@ -207,9 +222,7 @@ impl Feeder {
             Err(e) => return Ok(Err(e)),
         };
         loop {
-            let mut piece = self.returned.try_recv().unwrap_or_default();
-            piece.clear();
-            piece.reserve_exact(PIECE);
+            let mut piece = self.spares.take(PIECE);
             match from.by_ref().take(PIECE as u64).read_to_end(&mut piece) {
                 Ok(0) => return Ok(Ok(())),
                 Ok(_) => self.give(Job::Ready(piece))?,
@@ -223,8 +236,9 @@ impl Feeder {
     }
 
     fn give(&mut self, job: Job) -> Result<(), Unwanted> {
-        let queue = self.queues.get(self.given % self.queues.len().max(1)).ok_or(Unwanted)?;
-        self.given += 1;
+        let turn = self.given.checked_rem(self.queues.len());
+        let queue = turn.and_then(|turn| self.queues.get(turn)).ok_or(Unwanted)?;
+        self.given = self.given.saturating_add(1);
         queue.send(job).map_err(|_| Unwanted)
     }
 }
@@ -241,16 +255,17 @@ fn next_frame<R: Read>(source: &mut Source<R>) -> io::Result<Next> {
     let Some((header, len, checksum)) = frame_header(source.peek(MAX_HEADER)?) else { return Ok(Next::Other) };
     let mut frame = Vec::with_capacity(len / 2);
     take(source, header, &mut frame)?;
+    let most = len.saturating_add(len / 2).saturating_add(MAX_BLOCK);
     loop {
-        let Some(&[a, b, c]) = source.peek(BLOCK_HEADER)?.first_chunk() else { return Err(truncated()) };
+        let Some(&[a, b, c]) = Cursor::new(source.peek(BLOCK_HEADER)?).array() else { return Err(truncated()) };
         let block = u32::from_le_bytes([a, b, c, 0]);
         let (last, kind, size) = (block & 1 == 1, block >> 1 & 3, (block >> 3) as usize);
         // A run of one byte is one byte here.
         let size = if kind == 1 { 1 } else { size };
-        if kind == 3 || size > MAX_BLOCK || frame.len() > len + len / 2 + MAX_BLOCK {
+        if kind == 3 || size > MAX_BLOCK || frame.len() > most {
             return Err(wrong(Codec::Zstd, Fault::Damaged("a block is too long".to_owned())));
         }
-        take(source, BLOCK_HEADER + size, &mut frame)?;
+        take(source, BLOCK_HEADER.saturating_add(size), &mut frame)?;
         if last {
             break;
         }
@@ -262,23 +277,27 @@ fn next_frame<R: Read>(source: &mut Source<R>) -> io::Result<Next> {
 /// Bytes of the header, what the frame holds, and whether it ends in a checksum; `None` unless it
 /// is one that is decoded whole.
 fn frame_header(bytes: &[u8]) -> Option<(usize, usize, bool)> {
-    let descriptor = *bytes.get(4)?;
-    let is_frame = bytes.starts_with(&[0x28, 0xB5, 0x2F, 0xFD]);
+    let mut cursor = Cursor::new(bytes);
+    let is_frame = cursor.array()? == &[0x28, 0xB5, 0x2F, 0xFD];
+    let descriptor = cursor.u8()?;
     let (single, dictionary) = (descriptor & 0x20 != 0, descriptor & 3 != 0);
-    let size_bytes = match descriptor >> 6 {
-        0 if single => 1,
-        0 => return None,
-        n => 1 << n,
-    };
     if !is_frame || dictionary {
         return None;
     }
-    let at = if single { 5 } else { 6 };
-    let mut field = [0; 8];
-    field.get_mut(..size_bytes)?.copy_from_slice(bytes.get(at..at + size_bytes)?);
-    let size = u64::from_le_bytes(field).checked_add(if size_bytes == 2 { 256 } else { 0 })?;
+    if !single {
+        // How far back the frame refers; it is decoded into memory for all of it.
+        cursor.u8()?;
+    }
+    let size = match descriptor >> 6 {
+        0 if single => u64::from(cursor.u8()?),
+        0 => return None,
+        1 => u64::from(cursor.u16_le()?).checked_add(256)?,
+        2 => u64::from(cursor.u32_le()?),
+        _ => cursor.u64_le()?,
+    };
     let size = usize::try_from(size).ok().filter(|size| *size <= MAX_FRAME)?;
-    Some((at + size_bytes, size, descriptor & 4 != 0))
+    let header = bytes.len().checked_sub(cursor.rest().len())?;
+    Some((header, size, descriptor & 4 != 0))
 }
 
 fn take<R: Read>(source: &mut Source<R>, count: usize, into: &mut Vec<u8>) -> io::Result<()> {
@@ -292,7 +311,7 @@ fn take<R: Read>(source: &mut Source<R>, count: usize, into: &mut Vec<u8>) -> io
         into.extend_from_slice(ready);
         let used = ready.len();
         source.consume(used);
-        left -= used;
+        left = left.saturating_sub(used);
     }
     Ok(())
 }

@@ -99,7 +99,7 @@ impl<W: Write> Frames<W> {
     }
 
     fn gather(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(self.frame - self.gathered.len());
+        let taken = bytes.len().min(self.frame.saturating_sub(self.gathered.len()));
         if self.gathered.capacity() == 0 {
             self.gathered.reserve_exact(self.frame);
         }
@@ -235,7 +235,7 @@ impl Press {
 /// Deflate blocks that need nothing before them and end at a byte.
 fn blocks(deflate: &mut Compress, data: &[u8]) -> io::Result<Vec<u8>> {
     deflate.reset();
-    let mut blocks = Vec::with_capacity(data.len() / 4 + 1024);
+    let mut blocks = Vec::with_capacity((data.len() / 4).saturating_add(1024));
     loop {
         let done = usize::try_from(deflate.total_in()).unwrap_or(usize::MAX);
         let left = data.get(done..).unwrap_or_default();
@@ -244,7 +244,7 @@ fn blocks(deflate: &mut Compress, data: &[u8]) -> io::Result<Vec<u8>> {
         if deflate.total_in() == data.len() as u64 && blocks.len() < blocks.capacity() || status == Status::StreamEnd {
             return Ok(blocks);
         }
-        blocks.reserve(data.len() / 4 + 1024);
+        blocks.reserve((data.len() / 4).saturating_add(1024));
     }
 }
 
@@ -269,10 +269,10 @@ impl Pool {
 
     /// Hands out a frame. When each worker has its share, it waits for the oldest and gives that.
     fn exchange(&mut self, data: Vec<u8>) -> io::Result<Option<Done>> {
-        let full = self.given - self.taken >= self.workers.len() * (QUEUE + 1);
+        let full = self.given.saturating_sub(self.taken) >= self.workers.len().saturating_mul(QUEUE + 1);
         let done = if full { self.oldest()? } else { None };
         self.worker(self.given)?.jobs.send(data).map_err(|_| stopped())?;
-        self.given += 1;
+        self.given = self.given.saturating_add(1);
         Ok(done)
     }
 
@@ -282,12 +282,13 @@ impl Pool {
             return Ok(None);
         }
         let done = self.worker(self.taken)?.done.recv().map_err(|_| stopped())??;
-        self.taken += 1;
+        self.taken = self.taken.saturating_add(1);
         Ok(Some(done))
     }
 
     fn worker(&self, turn: usize) -> io::Result<&Worker> {
-        self.workers.get(turn % self.workers.len()).ok_or_else(stopped)
+        let turn = turn.checked_rem(self.workers.len());
+        turn.and_then(|turn| self.workers.get(turn)).ok_or_else(stopped)
     }
 }
 

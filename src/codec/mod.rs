@@ -1,6 +1,22 @@
 //! Compression, told by a file's suffix: `.zst`, `.lz4`, `.gz`. What is written can be read with
 //! the stock programs of these names, and what they write can be read here.
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 mod ahead;
 mod frames;
 mod packing;

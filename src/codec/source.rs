@@ -35,7 +35,7 @@ impl<R: Read> Source<R> {
     /// The next bytes, left where they are: `wanted` of them, or all that there are.
     pub(super) fn peek(&mut self, wanted: usize) -> io::Result<&[u8]> {
         let mut more = true;
-        while more && self.end - self.start < wanted {
+        while more && self.waiting().len() < wanted {
             self.make_room();
             more = self.fill()?;
         }
@@ -49,7 +49,7 @@ impl<R: Read> Source<R> {
 
     fn make_room(&mut self) {
         self.buffer.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
+        self.end = self.end.saturating_sub(self.start);
         self.start = 0;
     }
 
@@ -64,7 +64,7 @@ impl<R: Read> Source<R> {
         };
         match read {
             Ok(count) => {
-                self.end += count;
+                self.end = self.end.saturating_add(count);
                 self.ended |= count == 0;
                 Ok(count > 0)
             }

@@ -152,7 +152,7 @@ fn decrypted(path: &Path, pem: &str, password: Option<&SecretString>) -> Result<
     };
     let unreadable = |what: &str| wrong(path, what, MAKE);
     let end = pem.find("-----END ENCRYPTED PRIVATE KEY-----").ok_or_else(|| unreadable("the key is cut off"))?;
-    let end = pem.get(end..).and_then(|rest| rest.find('\n')).map_or(pem.len(), |line| end + line);
+    let end = pem.get(end..).and_then(|rest| rest.find('\n')).map_or(pem.len(), |line| end.saturating_add(line));
     let (_, document) =
         SecretDocument::from_pem(pem.get(..end).unwrap_or(pem)).map_err(|_| unreadable("it is no PEM file"))?;
     let info = EncryptedPrivateKeyInfoRef::try_from(document.as_bytes())

@@ -100,11 +100,11 @@ async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError>
 
 /// Puts these in any order.
 pub(super) fn shuffle<T>(items: &mut [T]) {
-    for last in (1..items.len()).rev() {
+    for count in (2..=items.len()).rev() {
         // Its keys are random; no more is needed here.
         let random = RandomState::new().build_hasher().finish();
-        let choices = u64::try_from(last + 1).unwrap_or(u64::MAX);
-        items.swap(last, usize::try_from(random % choices).unwrap_or(last));
+        let other = usize::try_from(random).unwrap_or_default().checked_rem(count).unwrap_or_default();
+        items.swap(count.saturating_sub(1), other);
     }
 }
 

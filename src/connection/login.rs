@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
-use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{self, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
-use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
 use secrecy::{ExposeSecret, SecretString};
 use tracing::{debug, warn};
@@ -19,7 +17,7 @@ use super::hosts::Host;
 use super::method::{ChannelBinding, Method};
 use super::wire::Wire;
 use super::{ConnectError, LoginError, passfile, tls};
-use crate::protocol::{Frame, Phase, ProtocolError, Reply, ServerError};
+use crate::protocol::{Authentication, Frame, Phase, ProtocolError, Reply, ServerError};
 
 /// Settings that a server reports at login: about fifteen.
 const MAX_PARAMETERS: usize = 256;
@@ -155,37 +153,32 @@ impl Exchange<'_> {
     }
 
     /// The next message of authentication; an error of the server ends it.
-    async fn message(&mut self) -> Result<Message, ConnectError> {
+    async fn message(&mut self) -> Result<Authentication, ConnectError> {
         loop {
             let frame = self.frame().await?;
-            let tag = frame.tag();
-            match frame.decode() {
-                Some(Message::ErrorResponse(body)) => {
-                    let error = ServerError::collect(body.fields()).map_err(|error| self.protocol(error))?;
+            match (frame.tag(), frame.into_body()) {
+                (b'R', body) => return Authentication::decode(&body).ok_or_else(|| self.unexpected(b'R')),
+                (b'E', body) => {
+                    let error = ServerError::decode(&body).map_err(|error| self.protocol(error))?;
                     return Err(self.refused(error));
                 }
-                Some(Message::NoticeResponse(_)) => {}
-                Some(message) => return Ok(message),
-                None => return Err(self.unexpected(tag)),
+                (b'N', _) => {}
+                (tag, _) => return Err(self.unexpected(tag)),
             }
         }
     }
 
     async fn authenticate(&mut self) -> Result<(), ConnectError> {
         match self.message().await? {
-            Message::AuthenticationOk => return self.accepted_without_proof(),
-            Message::AuthenticationCleartextPassword => self.clear_text().await?,
-            Message::AuthenticationMd5Password(body) => self.md5(body.salt()).await?,
-            Message::AuthenticationSasl(body) => self.scram(&body).await?,
-            Message::AuthenticationGss | Message::AuthenticationGssContinue(_) => {
-                return Err(self.failed(LoginError::UnknownMethod("GSSAPI")));
-            }
-            Message::AuthenticationSspi => return Err(self.failed(LoginError::UnknownMethod("SSPI"))),
-            Message::AuthenticationKerberosV5 => return Err(self.failed(LoginError::UnknownMethod("Kerberos"))),
-            _ => return Err(self.unexpected(b'R')),
+            Authentication::Done => return self.accepted_without_proof(),
+            Authentication::ClearText => self.clear_text().await?,
+            Authentication::Md5(salt) => self.md5(salt).await?,
+            Authentication::Sasl(mechanisms) => self.scram(&mechanisms).await?,
+            Authentication::Other(method) => return Err(self.failed(LoginError::UnknownMethod(method))),
+            Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => return Err(self.unexpected(b'R')),
         }
         match self.message().await? {
-            Message::AuthenticationOk => Ok(()),
+            Authentication::Done => Ok(()),
             _ => Err(self.unexpected(b'R')),
         }
     }
@@ -261,34 +254,30 @@ impl Exchange<'_> {
         self.send(written).await
     }
 
-    async fn scram(&mut self, offer: &AuthenticationSaslBody) -> Result<(), ConnectError> {
+    async fn scram(&mut self, offered: &[String]) -> Result<(), ConnectError> {
         self.method(Method::Scram, "SCRAM-SHA-256")?;
-        let (mechanism, binding) = self.choose_mechanism(offer)?;
+        let (mechanism, binding) = self.choose_mechanism(offered)?;
         let password = self.password()?;
         let mut scram = ScramSha256::new(password.expose_secret().as_bytes(), binding);
         let written = frontend::sasl_initial_response(mechanism, scram.message(), self.wire.outbox());
         self.send(written).await?;
 
-        let Message::AuthenticationSaslContinue(body) = self.message().await? else { return Err(self.not_finished()) };
-        let challenge = body.data().to_vec();
+        let Authentication::SaslContinue(challenge) = self.message().await? else { return Err(self.not_finished()) };
         // Thousands of hash rounds: not on a thread that others wait for.
         let worked = tokio::task::spawn_blocking(move || scram.update(&challenge).map(|()| scram)).await;
         let mut scram = worked.map_err(io::Error::other).and_then(|worked| worked).map_err(|e| self.not_proved(&e))?;
         let written = frontend::sasl_response(scram.message(), self.wire.outbox());
         self.send(written).await?;
 
-        let Message::AuthenticationSaslFinal(body) = self.message().await? else { return Err(self.not_finished()) };
-        scram.finish(body.data()).map_err(|error| self.not_proved(&error))
+        let Authentication::SaslFinal(proof) = self.message().await? else { return Err(self.not_finished()) };
+        scram.finish(&proof).map_err(|error| self.not_proved(&error))
     }
 
     /// With channel binding if both sides can. Where only the server seems to lack it, it is told
     /// that we would have it: a server that was made to look as if it lacked it then refuses.
-    fn choose_mechanism(
-        &self,
-        offer: &AuthenticationSaslBody,
-    ) -> Result<(&'static str, sasl::ChannelBinding), ConnectError> {
-        let offered: Vec<&str> = offer.mechanisms().collect().map_err(|_| self.unexpected(b'R'))?;
-        let plus = offered.contains(&SCRAM_SHA_256_PLUS);
+    fn choose_mechanism(&self, offered: &[String]) -> Result<(&'static str, sasl::ChannelBinding), ConnectError> {
+        let offers = |wanted: &str| offered.iter().any(|name| name == wanted);
+        let plus = offers(SCRAM_SHA_256_PLUS);
         let wanted = self.login.conninfo.channel_binding != ChannelBinding::Disable;
         match &self.cover {
             Cover::None if plus => return Err(self.failed(LoginError::PlusWithoutTls)),
@@ -297,7 +286,7 @@ impl Exchange<'_> {
             }
             _ => self.unbound("does not offer it for this connection and certificate")?,
         }
-        if !offered.contains(&SCRAM_SHA_256) {
+        if !offers(SCRAM_SHA_256) {
             return Err(self.failed(LoginError::UnknownMechanisms(offered.join(", "))));
         }
         let could = wanted && matches!(self.cover, Cover::Tls { end_point: Some(_), .. });

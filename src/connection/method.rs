@@ -59,7 +59,10 @@ impl RequireAuth {
         let negated = items.iter().all(|item| item.starts_with('!'));
         let methods = items.iter().map(|item| Method::parse(if negated { item.get(1..)? } else { item }));
         let methods: Vec<_> = methods.collect::<Option<_>>()?;
-        let twice = methods.iter().enumerate().any(|(at, method)| methods.iter().skip(at + 1).any(|m| m == method));
+        let twice = methods
+            .iter()
+            .enumerate()
+            .any(|(at, method)| methods.iter().skip(at.saturating_add(1)).any(|m| m == method));
         (!twice).then_some(if negated { Self::AllBut(methods) } else { Self::Only(methods) })
     }
 

@@ -1,6 +1,22 @@
 //! From a connection string to a session with a server: settings, hosts, password file, sockets,
 //! TLS, login, and the commands of `protocol` as calls.
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 mod client_cert;
 mod connect;
 mod connect_error;

@@ -39,7 +39,7 @@ fn value(text: &str) -> Result<(String, &str), ConninfoError> {
     while let Some((at, c)) = chars.next() {
         match c {
             '\\' => out.extend(chars.next().map(|(_, c)| c)),
-            '\'' if quoted => return Ok((out, body.get(at + 1..).unwrap_or_default())),
+            '\'' if quoted => return Ok((out, chars.as_str())),
             c if !quoted && c.is_ascii_whitespace() => return Ok((out, body.get(at..).unwrap_or_default())),
             c => out.push(c),
         }

@@ -66,7 +66,7 @@ fn matching(line: &str, key: Key<'_>) -> Option<String> {
     for wanted in [key.host, &port, key.database, key.user] {
         let (field, after) = field(rest)?;
         // Only a bare star is a wildcard; an escaped one is a name.
-        let raw = rest.get(..rest.len() - after.len() - 1)?;
+        let raw = rest.strip_suffix(after)?.strip_suffix(':')?;
         if raw != "*" && field != wanted {
             return None;
         }
@@ -78,11 +78,12 @@ fn matching(line: &str, key: Key<'_>) -> Option<String> {
 /// The text up to the next colon that is not escaped, and what follows that colon.
 fn field(line: &str) -> Option<(String, &str)> {
     let mut escaped = false;
-    for (at, c) in line.char_indices() {
+    let mut chars = line.char_indices();
+    while let Some((at, c)) = chars.next() {
         match c {
             _ if escaped => escaped = false,
             '\\' => escaped = true,
-            ':' => return Some((unescape(line.get(..at)?), line.get(at + 1..)?)),
+            ':' => return Some((unescape(line.get(..at)?), chars.as_str())),
             _ => {}
         }
     }

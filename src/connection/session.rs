@@ -361,7 +361,7 @@ impl Session {
         while let Some(frame) = self.wire.buffered()? {
             let Some(reply) = self.pass_over(Reply::decode(frame)?) else { continue };
             let streamed = match reply {
-                Reply::CopyData(body) => Streamed::Message(StreamMessage::decode(body)?),
+                Reply::CopyData(body) => Streamed::Message(StreamMessage::decode(&body)?),
                 Reply::CopyDone => {
                     self.mode = Mode::Streaming { done: true };
                     Streamed::CopyDone
@@ -664,7 +664,7 @@ impl Session {
             _ if notice.severity == "WARNING" => warn!("the server warns: {notice}"),
             _ => debug!("the server says: {notice}"),
         }
-        self.notices_left -= 1;
+        self.notices_left = self.notices_left.saturating_sub(1);
     }
 }
 

@@ -79,7 +79,7 @@ fn decoded(text: &str) -> Result<String, ConninfoError> {
             continue;
         }
         let mut digit = || bytes.next().and_then(|digit| char::from(digit).to_digit(16));
-        let value = digit().zip(digit()).and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
+        let value = digit().zip(digit()).and_then(|(high, low)| u8::try_from(high << 4 | low).ok());
         out.push(value.filter(|value| *value != 0).ok_or_else(|| wrong.clone())?);
     }
     String::from_utf8(out).map_err(|_| ConninfoError::Uri("text that is not UTF-8"))

@@ -72,7 +72,8 @@ impl DataDir {
         match this.mark(cluster).and_then(|()| this.take_control_away()) {
             Ok(()) => Ok(this),
             Err(e) => {
-                let _ = this.discard();
+                // What was there stays: `pg_control` is not ours to remove as long as no mark says whose the rest is.
+                let _ = this.made.remove(&*this.disk);
                 Err(e)
             }
         }

@@ -54,7 +54,9 @@ pub fn cluster_at(disk: &dyn Disk, data: &Path) -> Result<Found, DiskError> {
             Err(ControlError::Unknown { system_identifier, .. }) => Some(system_identifier),
             Err(_) => None,
         });
-        if let Some(id) = id.filter(|_| disk.metadata(&data.join("PG_VERSION")).is_ok_and(|meta| meta.is_some())) {
+        if let Some(id) = id
+            && disk.metadata(&data.join("PG_VERSION"))?.is_some()
+        {
             return Ok(Found::Cluster(id));
         }
     }

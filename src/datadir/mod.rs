@@ -10,6 +10,7 @@ mod mark;
 mod places;
 mod scattered;
 mod sync;
+mod writers;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
@@ -24,9 +25,10 @@ pub use places::{Owner, Places, TablespacePlace};
 pub(crate) use places::{existing, overlap, resolved};
 pub use sync::SyncMethod;
 
-use crate::disk::{Disk, DiskError, File, Lock, Trouble, read_bounded};
+use crate::disk::{Disk, DiskError, Lock, Trouble, read_bounded};
 use crate::image::{BadPath, Member, MemberKind, MemberPath, TarEvent};
 use places::Made;
+use writers::{NewFile, Writers};
 
 /// Without it no server starts (`ReadControlFile`).
 const CONTROL: &str = "global/pg_control";
@@ -38,8 +40,6 @@ const VERSION: &[u8] = b"PG_VERSION";
 const WAL: &str = "pg_wal";
 const TABLESPACES: &str = "pg_tblspc";
 
-/// How much of a file gathers before it is written.
-const WRITE: usize = 1 << 20;
 /// Bytes of a list that are passed on at a time.
 const PIECE: usize = 64 << 10;
 /// Bytes of names of directories; a database has one, and a path is short.
@@ -98,6 +98,12 @@ pub enum DataDirError {
     /// Without it there is no data directory.
     #[error("the backup has no \"{CONTROL}\"")]
     NoControl,
+    /// It was used on after an error.
+    #[error("the data directory was given up before")]
+    GivenUp,
+    /// A thread that writes cannot be started, or was lost.
+    #[error("a thread that writes files: {0}")]
+    Thread(io::Error),
     /// The file system did not do what it was asked.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -119,9 +125,8 @@ pub struct DataDir {
     /// Held where something was there: nobody else is to rewrite it.
     lock: Option<Lock>,
     marked: bool,
-    open: Option<Open>,
-    /// What is to be written to it next.
-    gathered: Vec<u8>,
+    /// Files of archives, and ours.
+    writers: Writers,
     done: u64,
     group: bool,
     control: bool,
@@ -134,42 +139,6 @@ struct Dir {
     mode: Option<u32>,
     /// Whether the backup has it.
     wanted: bool,
-}
-
-#[derive(Debug)]
-struct Open {
-    file: Box<dyn File>,
-    path: PathBuf,
-    mode: u32,
-    at: u64,
-}
-
-impl Open {
-    /// An archive comes in small pieces.
-    fn take(&mut self, data: &[u8], gathered: &mut Vec<u8>) -> Result<(), DiskError> {
-        if gathered.len() + data.len() > WRITE {
-            self.write(gathered)?;
-        }
-        if data.len() < WRITE {
-            gathered.extend_from_slice(data);
-            return Ok(());
-        }
-        self.put(data)
-    }
-
-    fn write(&mut self, gathered: &mut Vec<u8>) -> Result<(), DiskError> {
-        if !gathered.is_empty() {
-            self.put(gathered)?;
-            gathered.clear();
-        }
-        Ok(())
-    }
-
-    fn put(&mut self, data: &[u8]) -> Result<(), DiskError> {
-        self.file.write_at(self.at, data)?;
-        self.at += data.len() as u64;
-        Ok(())
-    }
 }
 
 impl DataDir {
@@ -192,31 +161,24 @@ impl DataDir {
         let wanted = Dir { mode: None, wanted: true };
         let dirs = places.all().map(|place| (place.to_owned(), wanted)).collect();
         let kept = HashSet::new();
-        let (open, done, group, control, marked) = (None, 0, false, false, false);
-        let gathered = Vec::with_capacity(WRITE);
-        Self { disk, places, made, dirs, dirs_size: 0, kept, lock: None, marked, open, gathered, done, group, control }
+        let writers = Writers::new(Arc::clone(&disk));
+        let (done, group, control, marked) = (0, false, false, false);
+        Self { disk, places, made, dirs, dirs_size: 0, kept, lock: None, marked, writers, done, group, control }
     }
 
-    /// Takes the next of an archive: of a tablespace, or of the data directory. Bytes of files so far.
+    /// Takes the next of an archive: of a tablespace, or of the data directory. Bytes of files so far, which
+    /// are being written; what goes wrong with that is told later, by [`DataDir::finish`] at the latest.
     ///
     /// # Errors
-    /// When it cannot be laid down. The directory is to be discarded then.
+    /// When it, or something before it, cannot be laid down. The directory is to be discarded then.
     pub fn take(&mut self, tablespace: Option<u32>, event: &TarEvent<'_>) -> Result<u64, DataDirError> {
         match event {
             TarEvent::Member(member) => self.begin(tablespace, member)?,
             TarEvent::Data(data) => {
-                if let Some(open) = &mut self.open {
-                    open.take(data, &mut self.gathered)?;
-                }
+                self.writers.put(data)?;
                 self.done += data.len() as u64;
             }
-            TarEvent::MemberEnd => {
-                if let Some(mut open) = self.open.take() {
-                    open.write(&mut self.gathered)?;
-                    drop(open.file);
-                    self.disk.set_access(&open.path, open.mode, self.owner())?;
-                }
-            }
+            TarEvent::MemberEnd => self.writers.end()?,
         }
         Ok(self.done)
     }
@@ -242,13 +204,8 @@ impl DataDir {
                 if self.kept.contains(&path) {
                     return Ok(self.disk.set_access(&path, mode, self.owner())?);
                 }
-                let file = self.disk.create(&path, 0o600).map_err(|e| match e.trouble() {
-                    Trouble::Exists => DataDirError::Twice(member.path.clone()),
-                    _ => e.into(),
-                })?;
-                self.gathered.clear();
-                self.open = Some(Open { file, path, mode, at: 0 });
-                Ok(())
+                let member = Some(member.path.clone());
+                self.writers.begin(NewFile { path, mode, owner: self.owner(), member })
             }
             // Servers send these instead of a tablespace_map if they are not asked for one.
             MemberKind::Symlink { .. } if tablespace.is_none() && self.is_tablespace_link(&member.path) => Ok(()),
@@ -325,7 +282,7 @@ impl DataDir {
     /// # Errors
     /// When there is one of that name, or it cannot be made.
     pub fn put(&mut self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
-        self.write(&self.places.data.join(name), content)
+        self.write(self.places.data.join(name), content)
     }
 
     /// The same of a content that may not fit in memory. Errors of the reader have a [`DiskError`] inside.
@@ -334,19 +291,19 @@ impl DataDir {
     /// As [`DataDir::put`], and when it cannot be read.
     pub fn put_all(&mut self, name: &str, content: &mut dyn Read) -> Result<(), DataDirError> {
         let path = self.places.data.join(name);
-        let (mut file, mut buffer, mut at) = (self.disk.create(&path, 0o600)?, vec![0; PIECE], 0);
+        let unread = |e: io::Error| e.downcast().unwrap_or_else(|e| DiskError::new("read what becomes", &path, e));
+        let (mode, mut buffer) = (self.own_mode(), vec![0; PIECE]);
+        self.writers.begin(NewFile { path: path.clone(), mode, owner: self.owner(), member: None })?;
         loop {
-            let unread = |e: io::Error| e.downcast().unwrap_or_else(|e| DiskError::new("read what becomes", &path, e));
             let count = content.read(&mut buffer).map_err(unread)?;
             let piece = buffer.get(..count).unwrap_or_default();
             if piece.is_empty() {
                 break;
             }
-            file.write_at(at, piece)?;
-            at += piece.len() as u64;
+            self.writers.put(piece)?;
         }
-        drop(file);
-        Ok(self.disk.set_access(&path, if self.group { 0o640 } else { 0o600 }, self.owner())?)
+        self.writers.end()?;
+        self.writers.settle()
     }
 
     /// The same in a directory of it, which is made if it is missing.
@@ -357,7 +314,7 @@ impl DataDir {
         let inside = MemberPath::new(dir.as_os_str().as_encoded_bytes())?;
         let dir = self.path_of(None, &inside)?;
         self.directory(&dir, None)?;
-        self.write(&dir.join(name), content)
+        self.write(dir.join(name), content)
     }
 
     /// Where it lies.
@@ -370,12 +327,17 @@ impl DataDir {
         &*self.disk
     }
 
-    fn write(&self, path: &Path, content: &[u8]) -> Result<(), DataDirError> {
-        let mut file = self.disk.create(path, 0o600)?;
-        file.write_at(0, content)?;
-        drop(file);
-        self.disk.set_access(path, if self.group { 0o640 } else { 0o600 }, self.owner())?;
-        Ok(())
+    fn write(&mut self, path: PathBuf, content: &[u8]) -> Result<(), DataDirError> {
+        let mode = self.own_mode();
+        self.writers.begin(NewFile { path, mode, owner: self.owner(), member: None })?;
+        self.writers.put(content)?;
+        self.writers.end()?;
+        self.writers.settle()
+    }
+
+    /// Of files that walhold makes itself.
+    const fn own_mode(&self) -> u32 {
+        if self.group { 0o640 } else { 0o600 }
     }
 
     /// The same in the place of one that may be there.
@@ -402,6 +364,7 @@ impl DataDir {
     /// # Errors
     /// When it cannot be removed.
     pub fn remove(&mut self, name: &str) -> Result<(), DataDirError> {
+        self.writers.settle()?;
         match self.disk.remove(&self.places.data.join(name)) {
             Err(e) if e.trouble() != Trouble::Missing => Err(e.into()),
             _ => Ok(()),
@@ -413,6 +376,7 @@ impl DataDir {
     /// # Errors
     /// When it is longer than a configuration can be, or cannot be read.
     pub fn content(&mut self, name: &str) -> Result<Vec<u8>, DataDirError> {
+        self.writers.settle()?;
         let path = self.places.data.join(name);
         match read_bounded(&*self.disk, &path, MAX_CONTENT)? {
             None => Ok(Vec::new()),
@@ -463,6 +427,7 @@ impl DataDir {
         if !self.control {
             return Err(DataDirError::NoControl);
         }
+        self.writers.settle()?;
         self.remove_unwanted()?;
         self.give_access()?;
         for place in self.places.all() {
@@ -503,7 +468,8 @@ impl DataDir {
     /// # Errors
     /// When part of it is left. No server starts on that.
     pub fn discard(self) -> Result<(), DiskError> {
-        drop(self.open);
+        // Nobody makes files any more while they are removed.
+        drop(self.writers);
         // A power cut may bring back some of the names: not this one.
         let control = self.places.data.join(CONTROL);
         if self.disk.metadata(&control)?.is_some() {

@@ -5,9 +5,10 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use super::writers::PIECE;
 use super::*;
 use crate::disk::simulated::{Call, Fault};
-use crate::disk::{Access, BLOCK, EntryKind, Real, Simulated};
+use crate::disk::{BLOCK, EntryKind, Real, Simulated};
 use crate::image::{Manifest, MemberKind, TarReader};
 use crate::repository::made::{CONTROL as CONTROL_FILE, Thing, manifest, tar};
 use crate::repository::tests::SYSTEM;
@@ -103,11 +104,16 @@ fn a_directory_is_filled_with_links_and_modes() {
     }
 }
 
+/// Either way to sync, in one thread and in several.
+fn each_way() -> impl Iterator<Item = (SyncMethod, usize)> {
+    [SyncMethod::Fsync, SyncMethod::Syncfs].into_iter().flat_map(|method| [0, 1, 3].map(|threads| (method, threads)))
+}
+
 /// P3: after a power cut at any moment a directory with a `pg_control` is whole.
 #[test]
 fn p3_what_has_its_control_file_is_whole() {
-    for method in [SyncMethod::Fsync, SyncMethod::Syncfs] {
-        let disk = Simulated::new(BLOCK);
+    for (method, threads) in each_way() {
+        let disk = Simulated::new(BLOCK).with_writers(threads);
         let mut data = make(&disk).unwrap();
         fill(&mut data).unwrap();
         data.finish(method).unwrap();
@@ -149,21 +155,22 @@ fn tree(disk: &Simulated, dir: &Path) -> Vec<(PathBuf, String)> {
 /// Whatever pieces the archive comes in.
 #[test]
 fn files_are_written_in_large_pieces() {
-    let content: Vec<u8> = (0..3 * WRITE + 5).map(|at| (at % 251) as u8).collect();
+    let content: Vec<u8> = (0..3 * PIECE + 5).map(|at| (at % 251) as u8).collect();
     let things = [
         Thing::File("one", content.clone(), 0o600),
         Thing::File("empty", Vec::new(), 0o600),
         Thing::File("two", content.clone(), 0o600),
     ];
     let archive = tar(&things);
-    for piece in [4000, WRITE, archive.len()] {
-        let disk = Simulated::new(BLOCK);
+    for (piece, threads) in [(4000, 0), (PIECE, 3), (archive.len(), 0), (archive.len(), 2)] {
+        let disk = Simulated::new(BLOCK).with_writers(threads);
         let mut data = make(&disk).unwrap();
         let (mut reader, before) = (TarReader::new(), disk.calls(Call::Write));
         for part in archive.chunks(piece) {
             reader.feed(part, &mut |event| data.take(None, &event).map(drop)).unwrap();
         }
-        assert!(disk.calls(Call::Write) - before <= 14, "{piece}: {}", disk.calls(Call::Write) - before);
+        data.writers.settle().unwrap();
+        assert!(disk.calls(Call::Write) - before <= 8, "{piece}: {}", disk.calls(Call::Write) - before);
         for name in ["one", "two"] {
             let path = Path::new("/top/data").join(name);
             let read = read_bounded(&disk, &path, 1 << 30).unwrap().unwrap().unwrap();
@@ -175,9 +182,9 @@ fn files_are_written_in_large_pieces() {
 #[test]
 fn whatever_fails_nothing_is_left_but_what_was_there() {
     let calls = [Call::Create, Call::Open, Call::Write, Call::Sync, Call::SyncDir, Call::SyncFilesystem, Call::Rename];
-    for (call, method) in calls.into_iter().flat_map(|call| [(call, SyncMethod::Fsync), (call, SyncMethod::Syncfs)]) {
+    for (call, (method, threads)) in calls.into_iter().flat_map(|call| each_way().map(move |way| (call, way))) {
         for nth in 1.. {
-            let disk = Simulated::new(BLOCK);
+            let disk = Simulated::new(BLOCK).with_writers(threads);
             // Found empty: it stays.
             let _ = disk.make_dirs(Path::new("/top/wal"), 0o700).unwrap();
             let before = disk.calls(call);
@@ -200,6 +207,29 @@ fn whatever_fails_nothing_is_left_but_what_was_there() {
                 left.iter().map(|(path, _)| path.to_str().unwrap()).filter(|path| *path != "/top/t").collect();
             assert_eq!(left, ["/top/wal"], "{call:?} {nth}");
         }
+    }
+}
+
+/// What a thread could not write is told with its name, once, and nothing is done after it.
+#[test]
+fn p3_what_fails_beside_is_told_and_final() {
+    let large = || Thing::File("base/large", vec![7; 9 * PIECE], 0o600);
+    for (call, name) in [(Call::Write, "base/large"), (Call::Create, "base/large"), (Call::Sync, "PG_VERSION")] {
+        let disk = Simulated::new(BLOCK).with_writers(2);
+        let mut data = make(&disk).unwrap();
+        // Before the first file there are directories.
+        feed(&mut data, None, &[Thing::Dir("base"), Thing::Dir("global")]).unwrap();
+        disk.fail(call, disk.calls(call) + 1, Fault::Full);
+        let version = Thing::File("PG_VERSION", b"17\n".to_vec(), 0o600);
+        let first = if name == "PG_VERSION" { version } else { large() };
+        let fed = feed(&mut data, None, &[first]).and_then(|_| feed(&mut data, None, &[large()]));
+        let failed = fed.and_then(|_| data.writers.settle()).unwrap_err();
+        assert!(matches!(&failed, DataDirError::Disk(e) if e.path().ends_with(name)), "{call:?}: {failed}");
+        let control = feed(&mut data, None, &[Thing::File("global/pg_control", CONTROL_FILE.to_vec(), 0o600)]);
+        assert!(matches!(control, Err(DataDirError::GivenUp)), "{control:?}");
+        assert!(matches!(data.finish(SyncMethod::Syncfs), Err(DataDirError::GivenUp)));
+        assert_eq!(disk.metadata(Path::new("/top/data/global/pg_control.unfinished")).unwrap(), None);
+        data.discard().unwrap();
     }
 }
 
@@ -257,6 +287,8 @@ fn names_of_ours_and_links_of_others_are_refused() {
     feed(&mut data, None, &things()[..3]).unwrap();
     // Twice, and below a tablespace's link.
     assert!(feed(&mut data, None, &[Thing::File("base/1", Vec::new(), 0o600)]).is_err());
+    let disk = Simulated::new(BLOCK);
+    let mut data = make(&disk).unwrap();
     feed(&mut data, None, &[Thing::File("pg_tblspc/16385/x", Vec::new(), 0o600)]).unwrap();
     assert!(data.link_tablespaces().is_err());
     let huge = Member {
@@ -266,7 +298,7 @@ fn names_of_ours_and_links_of_others_are_refused() {
         mtime: 0,
     };
     data.take(None, &TarEvent::Member(huge)).unwrap();
-    assert!(disk.open(Path::new("/top/data/huge"), Access::Read).is_ok_and(|file| file.size().unwrap() == 0));
+    assert_eq!(disk.metadata(Path::new("/top/data/huge")).unwrap(), None);
 }
 
 /// P6: neither a second file of a name, nor directories without end, is the disk's mistake.

@@ -61,6 +61,16 @@ impl DiskError {
         Self { verb, path: path.to_owned(), trouble, source }
     }
 
+    /// The same of a name that was there when this process began to use it: if it is missing now, the
+    /// file system is gone.
+    #[must_use]
+    pub fn of_what_was_there(self) -> Self {
+        match self.trouble {
+            Trouble::Missing => Self { trouble: Trouble::Failed, ..self },
+            _ => self,
+        }
+    }
+
     /// What can be done about it.
     pub const fn trouble(&self) -> Trouble {
         self.trouble

@@ -296,6 +296,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Trouble::Locked`] if one has taken that.
     fn lock_dir_shared(&self, path: &Path) -> Result<Lock, DiskError>;
+
+    /// How many threads there are to be that do nothing but write and wait for the device. With none, which
+    /// is for tests, calls come in the same order each time.
+    fn writers(&self) -> usize {
+        0
+    }
 }
 
 /// A whole file; `None` if there is none, its length instead if that is above `max`.

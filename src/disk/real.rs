@@ -11,6 +11,9 @@ use rustix::fs::{FallocateFlags, OFlags};
 
 use super::{Access, BLOCK, Disk, DiskError, Entry, EntryKind, File, Lock, Meta, Synced, Trouble};
 
+/// A device is busy with two large writes at a time, and a file is made and given away while another one is written.
+const WRITERS: usize = 2;
+
 /// Files and directories of this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Real {
@@ -317,6 +320,10 @@ impl Disk for Real {
 
     fn lock_dir_shared(&self, path: &Path) -> Result<Lock, DiskError> {
         lock_directory(path, true)
+    }
+
+    fn writers(&self) -> usize {
+        WRITERS
     }
 }
 

@@ -37,6 +37,7 @@ pub struct Simulated {
     world: Arc<Mutex<World>>,
     /// Of files opened for direct I/O.
     alignment: usize,
+    writers: usize,
 }
 
 struct World {
@@ -74,11 +75,19 @@ pub enum Call {
     Remove,
     /// The listing of a directory.
     List,
+    /// A look at what is known of a file by its path or by a handle, or at where a link leads.
+    Look,
+    /// A question for the room that is left.
+    Room,
+    /// The setting of mode and owner.
+    SetAccess,
+    /// The taking of a lock.
+    Lock,
 }
 
 impl Call {
     /// Each of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::Create,
         Self::Open,
         Self::Read,
@@ -89,6 +98,10 @@ impl Call {
         Self::Rename,
         Self::Remove,
         Self::List,
+        Self::Look,
+        Self::Room,
+        Self::SetAccess,
+        Self::Lock,
     ];
 }
 
@@ -135,7 +148,14 @@ impl Simulated {
             faults: Vec::new(),
             capacity: None,
         };
-        Self { world: Arc::new(Mutex::new(world)), alignment }
+        Self { world: Arc::new(Mutex::new(world)), alignment, writers: 0 }
+    }
+
+    /// The same disk for a program that writes with so many threads: calls come in another order each time.
+    #[must_use]
+    pub fn with_writers(mut self, threads: usize) -> Self {
+        self.writers = threads;
+        self
     }
 
     /// How many changes and syncs have been made since this disk came to be.
@@ -215,6 +235,7 @@ impl Simulated {
     }
 
     fn take_lock(&self, world: &mut World, id: Id, path: &Path, shared: bool) -> Result<Lock, DiskError> {
+        world.call(Call::Lock, "lock", path)?;
         let held = match (world.locks.get(&id), shared) {
             (None, false) => Held::Exclusive,
             (None, true) => Held::Shared(1),
@@ -400,7 +421,9 @@ impl File for SimulatedFile {
     }
 
     fn size(&self) -> Result<u64, DiskError> {
-        Ok(lock(&self.world).state.file(self.id).map_or(0, |file| file.cache.len()))
+        let mut world = lock(&self.world);
+        world.call(Call::Look, "examine", &self.path)?;
+        Ok(world.state.file(self.id).map_or(0, |file| file.cache.len()))
     }
 
     fn sync(self: Box<Self>) -> Result<(Box<dyn File>, Synced), DiskError> {
@@ -493,13 +516,16 @@ impl Disk for Simulated {
     }
 
     fn read_link(&self, path: &Path) -> Result<Option<PathBuf>, DiskError> {
-        let world = self.world();
+        let mut world = self.world();
+        world.call(Call::Look, "read the link", path)?;
         let (dir, name) = world.place("read the link", path)?;
         Ok(world.state.name(dir, &name).and_then(|id| world.state.link(id)))
     }
 
     fn set_access(&self, path: &Path, _mode: u32, _owner: Option<(u32, u32)>) -> Result<(), DiskError> {
-        self.world().find("set the mode of", path).map(drop)
+        let mut world = self.world();
+        world.call(Call::SetAccess, "set the mode of", path)?;
+        world.find("set the mode of", path).map(drop)
     }
 
     fn sync_dir(&self, path: &Path) -> Result<Synced, DiskError> {
@@ -536,7 +562,8 @@ impl Disk for Simulated {
     }
 
     fn metadata(&self, path: &Path) -> Result<Option<Meta>, DiskError> {
-        let world = self.world();
+        let mut world = self.world();
+        world.call(Call::Look, "examine", path)?;
         match world.find("examine", path) {
             Ok(id) => Ok(Some(world.state.meta(id))),
             Err(e) if e.trouble() == Trouble::Missing => Ok(None),
@@ -545,7 +572,8 @@ impl Disk for Simulated {
     }
 
     fn available(&self, path: &Path) -> Result<u64, DiskError> {
-        let world = self.world();
+        let mut world = self.world();
+        world.call(Call::Room, "measure the room at", path)?;
         world.find("measure the room at", path)?;
         Ok(world.room())
     }
@@ -577,6 +605,10 @@ impl Disk for Simulated {
 
     fn lock_dir_shared(&self, path: &Path) -> Result<Lock, DiskError> {
         self.lock_directory(path, true)
+    }
+
+    fn writers(&self) -> usize {
+        self.writers
     }
 }
 

@@ -1,7 +1,24 @@
 //! `pg_control`: what a server believes about its own state (`catalog/pg_control.h`).
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 use thiserror::Error;
 
+use crate::cursor::Cursor;
 use crate::wal::{Lsn, Pos, SegmentSize, TimelineId};
 
 /// Nothing that is read lies beyond this; the file itself is padded to 8192 bytes.
@@ -164,17 +181,19 @@ impl ControlFile {
 struct Fields<'a>(&'a [u8; READ]);
 
 impl Fields<'_> {
-    fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
-        // Offsets are constants of this file, all below READ.
-        self.0.get(at..).and_then(<[u8]>::first_chunk).copied().unwrap_or([0; N])
+    /// Offsets are constants of this file, all below READ.
+    fn at(&self, at: usize) -> Cursor<'_> {
+        let mut cursor = Cursor::new(self.0);
+        cursor.take(at);
+        cursor
     }
 
     fn u32(&self, at: usize) -> u32 {
-        u32::from_le_bytes(self.bytes(at))
+        self.at(at).u32_le().unwrap_or_default()
     }
 
     fn u64(&self, at: usize) -> u64 {
-        u64::from_le_bytes(self.bytes(at))
+        self.at(at).u64_le().unwrap_or_default()
     }
 
     /// `None` for position 0.

@@ -1,18 +1,36 @@
 //! Files of an incremental backup: the blocks of a relation's file that changed, and how long the file is
 //! (`basebackup_incremental.c`), and which of an older file's blocks still count (`reconstruct.c`).
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 use std::ops::Range;
 
 use thiserror::Error;
 
 use super::{BadPath, MemberPath};
+use crate::cursor::Cursor;
 
 /// What the name of such a file begins with.
 const PREFIX: &[u8] = b"INCREMENTAL.";
 
 const MAGIC: u32 = 0xD3AE_1F0D;
 /// Magic number, count of blocks, length without them.
-const FIXED: u64 = 12;
+const FIXED: u64 = FIXED_LEN as u64;
+const FIXED_LEN: usize = 12;
 /// What PostgreSQL can be built with.
 const BLOCK_SIZES: [u32; 6] = [1024, 2048, 4096, 8192, 16384, 32768];
 /// Far more than the largest segment of a relation that anybody builds has: 128 GiB of it.
@@ -26,7 +44,7 @@ const MAX_BLOCKS: u32 = 1 << 24;
 pub fn stands_for(path: &MemberPath) -> Option<Result<MemberPath, BadPath>> {
     let name = path.file_name();
     let bare = name.strip_prefix(PREFIX)?;
-    let dir = path.as_bytes().get(..path.as_bytes().len() - name.len())?;
+    let dir = path.as_bytes().strip_suffix(name)?;
     let of_relations = dir == b"global/" || dir.starts_with(b"pg_tblspc/") || inside(dir, b"base/");
     of_relations.then(|| MemberPath::new(&[dir, bare].concat()))
 }
@@ -114,7 +132,7 @@ impl IncrementReader {
             let missing = usize::try_from(wanted.saturating_sub(self.gathered.len() as u64)).unwrap_or(usize::MAX);
             let (taken, rest) = bytes.split_at(missing.min(bytes.len()));
             self.gathered.extend_from_slice(taken);
-            self.at += taken.len() as u64;
+            self.at = self.at.saturating_add(taken.len() as u64);
             bytes = rest;
             self.parse()?;
         }
@@ -123,15 +141,13 @@ impl IncrementReader {
         let Some(block_size) = increment.block_size.map(u64::from) else { return Ok(()) };
         let header = header_len(increment.blocks.len() as u64).next_multiple_of(block_size);
         let padding = usize::try_from(header.saturating_sub(self.at)).unwrap_or(usize::MAX).min(bytes.len());
-        self.at += padding as u64;
+        self.at = self.at.saturating_add(padding as u64);
         bytes = bytes.get(padding..).unwrap_or_default();
         while !bytes.is_empty() {
-            let (index, within) = ((self.at - header) / block_size, (self.at - header) % block_size);
-            let (first, run) = increment.run(index).ok_or(IncrementalError::CutShort)?;
-            let room = usize::try_from(run * block_size - within).unwrap_or(usize::MAX);
-            let (taken, rest) = bytes.split_at(room.min(bytes.len()));
-            seen(u64::from(first) * block_size + within, taken)?;
-            self.at += taken.len() as u64;
+            let (place, room) = increment.place(self.at.saturating_sub(header), block_size)?;
+            let (taken, rest) = bytes.split_at(usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len()));
+            seen(place, taken)?;
+            self.at = self.at.saturating_add(taken.len() as u64);
             bytes = rest;
         }
         Ok(())
@@ -159,9 +175,8 @@ impl IncrementReader {
     }
 
     fn fixed(&self) -> Option<[u32; 3]> {
-        let (words, _) = self.gathered.as_chunks::<4>();
-        let [magic, count, truncation, ..] = words else { return None };
-        Some([magic, count, truncation].map(|word| u32::from_le_bytes(*word)))
+        let mut cursor = Cursor::new(&self.gathered);
+        Some([cursor.u32_le()?, cursor.u32_le()?, cursor.u32_le()?])
     }
 
     /// Only one size of a block gives a file of this size with so many blocks, for more of it gives a larger file.
@@ -173,7 +188,8 @@ impl IncrementReader {
         let count = u64::from(count);
         let fits = |size: &u32| {
             let size = u64::from(*size);
-            header_len(count).next_multiple_of(size) + count * size == self.size
+            let header = header_len(count).checked_next_multiple_of(size);
+            header.and_then(|header| count.checked_mul(size)?.checked_add(header)) == Some(self.size)
         };
         BLOCK_SIZES.into_iter().find(fits).map(Some).ok_or_else(wrong)
     }
@@ -183,8 +199,9 @@ impl IncrementReader {
         if (self.gathered.len() as u64) < self.header_wanted()? {
             return Ok(());
         }
-        let (words, _) = self.gathered.as_chunks::<4>();
-        let blocks: Vec<u32> = words.iter().skip(3).map(|word| u32::from_le_bytes(*word)).collect();
+        let mut cursor = Cursor::new(&self.gathered);
+        cursor.take(FIXED_LEN);
+        let blocks: Vec<u32> = std::iter::from_fn(|| cursor.u32_le()).collect();
         for pair in blocks.windows(2) {
             if let [before, after] = *pair
                 && before >= after
@@ -203,10 +220,20 @@ impl IncrementReader {
 }
 
 const fn header_len(blocks: u64) -> u64 {
-    FIXED + 4 * blocks
+    FIXED.saturating_add(blocks.saturating_mul(4))
 }
 
 impl Increment {
+    /// Where in the file that it stands for the byte lies that is stored so far behind the header, and how many bytes
+    /// from there on follow each other.
+    fn place(&self, stored: u64, block_size: u64) -> Result<(u64, u64), IncrementalError> {
+        let index = stored.checked_div(block_size).ok_or(IncrementalError::CutShort)?;
+        let within = stored.saturating_sub(index.saturating_mul(block_size));
+        let (first, run) = self.run(index).ok_or(IncrementalError::CutShort)?;
+        let place = u64::from(first).saturating_mul(block_size).saturating_add(within);
+        Ok((place, run.saturating_mul(block_size).saturating_sub(within)))
+    }
+
     /// The block that is stored as the `index`th, and how many of those stored from it on follow each other.
     fn run(&self, index: u64) -> Option<(u32, u64)> {
         let stored = self.blocks.get(usize::try_from(index).ok()?..)?;
@@ -261,7 +288,7 @@ impl Sought {
         for block in older.blocks.iter().filter(|block| **block < self.reach) {
             let word = (block / 64) as usize;
             if self.found.len() <= word {
-                self.found.resize(word + 1, 0);
+                self.found.resize(word.saturating_add(1), 0);
             }
             if let Some(word) = self.found.get_mut(word) {
                 *word |= 1 << (block % 64);

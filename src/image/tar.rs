@@ -3,6 +3,22 @@
 //! reader has to guess between several meanings of one archive; this one has a single meaning or
 //! an error.
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 mod edit;
 
 use std::convert::Infallible;
@@ -13,11 +29,13 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::{BadPath, MemberPath};
+use crate::cursor::{Cursor, fill};
 
 pub use edit::{Added, TarEdit};
 
 /// Everything in an archive is padded to this many bytes.
 const BLOCK: usize = 512;
+const BLOCK_SIZE: u64 = BLOCK as u64;
 
 /// What the header of a member says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -216,15 +234,16 @@ impl TarReader {
         let mut emit = |event: TarEvent<'_>| seen(event).map_err(FeedError::Seen);
         match state {
             State::Header { mut block, mut filled } => {
-                let used = copy(&mut block[..], filled, bytes);
-                filled += used;
+                let used = fill(&mut block[..], filled, bytes);
+                filled = filled.saturating_add(used);
                 if filled < BLOCK {
                     return Ok((State::Header { block, filled }, used));
                 }
                 if *block == [0; BLOCK] {
                     return Ok((State::EndMark { filled: 0 }, used));
                 }
-                let member = Header { block: &block, at: self.at.saturating_add(used as u64) - BLOCK as u64 }.read()?;
+                let at = self.at.saturating_add(used as u64).saturating_sub(BLOCK as u64);
+                let member = Header { block: &block, at }.read()?;
                 let next = State::after(&member);
                 emit(TarEvent::Member(member))?;
                 if matches!(next, State::Header { .. }) {
@@ -235,7 +254,7 @@ impl TarReader {
             State::Data { path, left, padding } => {
                 let used = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
                 emit(TarEvent::Data(bytes.get(..used).unwrap_or_default()))?;
-                let left = left - used as u64;
+                let left = left.saturating_sub(used as u64);
                 if left > 0 {
                     return Ok((State::Data { path, left, padding }, used));
                 }
@@ -247,14 +266,15 @@ impl TarReader {
                 if bytes.iter().take(used).any(|b| *b != 0) {
                     return Err(TarError::Padding(path).into());
                 }
-                Ok((if left > used { State::Padding { path, left: left - used } } else { State::header() }, used))
+                let left = left.saturating_sub(used);
+                Ok((if left > 0 { State::Padding { path, left } } else { State::header() }, used))
             }
             State::EndMark { filled } => {
-                let used = (BLOCK - filled).min(bytes.len());
+                let used = BLOCK.saturating_sub(filled).min(bytes.len());
                 if bytes.iter().take(used).any(|b| *b != 0) {
                     return Err(TarError::EndMark.into());
                 }
-                let filled = filled + used;
+                let filled = filled.saturating_add(used);
                 Ok((if filled < BLOCK { State::EndMark { filled } } else { State::Ended }, used))
             }
             State::Ended => Err(TarError::Trailing.into()),
@@ -278,22 +298,19 @@ impl State {
     fn after(member: &Member) -> Self {
         match member.kind {
             MemberKind::File { size } if size > 0 => {
-                let over = (size % BLOCK as u64) as usize;
-                Self::Data { path: member.path.clone(), left: size, padding: (BLOCK - over) % BLOCK }
+                Self::Data { path: member.path.clone(), left: size, padding: padding(size) }
             }
             _ => Self::header(),
         }
     }
 }
 
-/// Copies what fits of `bytes` behind the first `filled` bytes of `into`.
-fn copy(into: &mut [u8], filled: usize, bytes: &[u8]) -> usize {
-    let room = into.get_mut(filled..).unwrap_or_default();
-    let used = room.len().min(bytes.len());
-    for (to, from) in room.iter_mut().zip(bytes) {
-        *to = *from;
+/// What fills the last block of a file of `size` bytes.
+fn padding(size: u64) -> usize {
+    match size % BLOCK_SIZE {
+        0 => 0,
+        over => usize::try_from(BLOCK_SIZE.saturating_sub(over)).unwrap_or_default(),
     }
-    used
 }
 
 /// A header block and where it stands.
@@ -348,7 +365,8 @@ impl<'a> Header<'a> {
     }
 
     fn field(&self, from: usize, len: usize) -> &'a [u8] {
-        self.block.get(from..from + len).unwrap_or_default()
+        let mut cursor = Cursor::new(self.block);
+        cursor.take(from).and_then(|_| cursor.take(len)).unwrap_or_default()
     }
 
     fn number(&self, from: usize, len: usize, field: &'static str) -> Result<u64, TarError> {
@@ -365,11 +383,11 @@ fn text(field: &[u8]) -> &[u8] {
 /// big-endian number.
 fn number(field: &[u8]) -> Option<u64> {
     match field.split_first()? {
-        (0x80, digits) => digits.iter().try_fold(0u64, |sum, b| Some(sum.checked_mul(256)? + u64::from(*b))),
+        (0x80, digits) => digits.iter().try_fold(0u64, |sum, b| sum.checked_mul(256)?.checked_add(u64::from(*b))),
         _ => {
             let digits = field.split(|b| matches!(b, b' ' | 0)).next().filter(|digits| !digits.is_empty())?;
             digits.iter().try_fold(0u64, |sum, b| match b {
-                b'0'..=b'7' => Some(sum.checked_mul(8)? + u64::from(b - b'0')),
+                b'0'..=b'7' => sum.checked_mul(8)?.checked_add(u64::from(b & 7)),
                 _ => None,
             })
         }

@@ -4,10 +4,11 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 use super::replication::backup_position;
 use super::{BaseBackup, ProtocolError, Reply, Row, ServerError, ServerVersion, TablespaceRow};
+use crate::cursor::Cursor;
 use crate::wal::Pos;
 
 /// What a base backup consists of, in order: archives (each with its data, unless it goes elsewhere), the
@@ -104,7 +105,7 @@ impl BackupStream {
         match (self.state, reply) {
             (_, Reply::Notice(notice)) => self.emit(BackupEvent::Notice(notice)),
             (State::BetweenCopies, Reply::CopyOut) => self.open_copy()?,
-            (_, Reply::CopyData(data)) if self.single_copy => self.typed(data)?,
+            (_, Reply::CopyData(data)) if self.single_copy => self.typed(&data)?,
             (State::InArchive, Reply::CopyData(data)) => self.emit(BackupEvent::Data(data)),
             (State::InManifest, Reply::CopyData(data)) => self.emit(BackupEvent::ManifestData(data)),
             (State::InArchive, Reply::CopyDone) if !self.single_copy => {
@@ -175,11 +176,12 @@ impl BackupStream {
     }
 
     /// From 15 on the first byte of each message says what follows (`basebackup_copy.c`).
-    fn typed(&mut self, mut body: Bytes) -> Result<(), ProtocolError> {
-        let kind = body.try_get_u8().map_err(|_| ProtocolError::Malformed("backup message"))?;
+    fn typed(&mut self, body: &Bytes) -> Result<(), ProtocolError> {
+        let mut cursor = Cursor::new(body);
+        let kind = cursor.u8().ok_or(ProtocolError::Malformed("backup message"))?;
         match (kind, self.state) {
             (b'n', State::InCopy | State::InArchive) => {
-                let next = self.take_named(&body)?;
+                let next = self.take_named(cursor)?;
                 self.end_archive();
                 self.begin_archive(next);
             }
@@ -187,12 +189,11 @@ impl BackupStream {
                 self.end_archive();
                 self.begin_manifest()?;
             }
-            (b'd', State::InArchive) => self.emit(BackupEvent::Data(body)),
-            (b'd', State::InManifest) => self.emit(BackupEvent::ManifestData(body)),
+            (b'd', State::InArchive) => self.emit(BackupEvent::Data(body.slice_ref(cursor.rest()))),
+            (b'd', State::InManifest) => self.emit(BackupEvent::ManifestData(body.slice_ref(cursor.rest()))),
             (b'p', State::InCopy | State::InArchive | State::InManifest) => {
-                let done: Result<[u8; 8], _> = body.as_ref().try_into();
-                let done = done.map_err(|_| ProtocolError::Malformed("progress report"))?;
-                self.emit(BackupEvent::Progress(u64::from_be_bytes(done)));
+                let done = cursor.u64_be().filter(|_| cursor.end().is_some());
+                self.emit(BackupEvent::Progress(done.ok_or(ProtocolError::Malformed("progress report"))?));
             }
             (tag, _) => return Err(ProtocolError::Unexpected { tag, during: DURING }),
         }
@@ -207,11 +208,8 @@ impl BackupStream {
 
     /// The archive on the list that a name such as `base.tar` or `16385.tar` means. The location
     /// after it repeats the list, which alone counts.
-    fn take_named(&mut self, body: &[u8]) -> Result<TablespaceRow, ProtocolError> {
-        let mut strings = body.split(|byte| *byte == 0);
-        let (Some(name), Some(_location), Some([]), None) =
-            (strings.next(), strings.next(), strings.next(), strings.next())
-        else {
+    fn take_named(&mut self, mut body: Cursor<'_>) -> Result<TablespaceRow, ProtocolError> {
+        let (Some(name), Some(_location), Some(())) = (body.text(), body.text(), body.end()) else {
             return Err(ProtocolError::Malformed("archive name"));
         };
         let stem = name.strip_suffix(self.suffix.as_bytes()).unwrap_or_default();

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use fallible_iterator::FallibleIterator;
-use postgres_protocol::message::backend::ErrorFields;
 use thiserror::Error;
 
 use super::FramingError;
+use crate::cursor::Cursor;
 
 /// A field of an error is cut after this many bytes: enough for any that a server means.
 const MAX_FIELD: usize = 8 << 10;
@@ -68,17 +67,26 @@ pub enum Condition {
 }
 
 impl ServerError {
-    /// Collects the fields of an error or notice. Text that is not UTF-8 is made readable, control
+    /// Reads the body of an error or notice. Text that is not UTF-8 is made readable, control
     /// characters are taken out (a terminal may show this), and each field is bounded.
     ///
     /// # Errors
     /// When the message cannot be decoded.
-    pub fn collect(mut fields: ErrorFields<'_>) -> Result<Self, ProtocolError> {
+    pub fn decode(body: &[u8]) -> Result<Self, ProtocolError> {
+        Self::fields(Cursor::new(body)).ok_or(ProtocolError::Malformed("error message"))
+    }
+
+    /// Each field is a byte that says which, and a text; a NUL ends them.
+    fn fields(mut body: Cursor<'_>) -> Option<Self> {
         let mut error =
             Self { severity: String::new(), sqlstate: String::new(), message: String::new(), detail: None, hint: None };
-        while let Some(field) = fields.next().map_err(|_| ProtocolError::Malformed("error message"))? {
-            let value = readable(field.value_bytes());
-            match field.type_() {
+        loop {
+            let kind = body.u8()?;
+            if kind == 0 {
+                return body.end().map(|()| error);
+            }
+            let value = readable(body.text()?);
+            match kind {
                 // V is S untranslated; every supported server sends both, S first.
                 b'S' if error.severity.is_empty() => error.severity = value,
                 b'V' => error.severity = value,
@@ -89,7 +97,6 @@ impl ServerError {
                 _ => {}
             }
         }
-        Ok(error)
     }
 
     /// The reason, where it is one that a caller acts on.

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
-use postgres_protocol::message::backend::{DATA_ROW_TAG, ERROR_RESPONSE_TAG, Header, Message, NOTICE_RESPONSE_TAG};
 use thiserror::Error;
 use tokio_util::codec::Decoder;
+
+use crate::cursor::Cursor;
 
 /// Tag and length word.
 const HEADER: usize = 5;
@@ -39,7 +40,8 @@ impl Phase {
     pub const fn limit(self, tag: u8) -> u32 {
         match (self, tag) {
             (Self::Login, _) => 64 << 10,
-            (_, DATA_ROW_TAG | ERROR_RESPONSE_TAG | NOTICE_RESPONSE_TAG) => 16 << 20,
+            // A row, an error, a notice.
+            (_, b'D' | b'E' | b'N') => 16 << 20,
             _ => 1 << 20,
         }
     }
@@ -96,11 +98,6 @@ impl Frame {
         self.whole.advance(HEADER);
         self.whole.freeze()
     }
-
-    /// The message as `postgres_protocol` decodes it; `None` when it cannot.
-    pub fn decode(mut self) -> Option<Message> {
-        Message::parse(&mut self.whole).ok().flatten()
-    }
 }
 
 /// Cuts what was read into [`Frame`]s.
@@ -124,17 +121,17 @@ impl Framer {
 
     /// Bytes of the whole next message, when its header is there and acceptable.
     fn next_len(&self, buffered: &[u8]) -> Result<Option<usize>, FramingError> {
-        let Some(&tag) = buffered.first() else { return Ok(None) };
-        let header = Header::parse(buffered).map_err(|_| FramingError::Length { tag })?;
-        let Some(header) = header else { return Ok(None) };
-        // The length word counts itself.
-        let len = u32::try_from(header.len()).ok().and_then(|len| len.checked_sub(4));
+        let mut cursor = Cursor::new(buffered);
+        let (Some(tag), Some(word)) = (cursor.u8(), cursor.u32_be()) else { return Ok(None) };
+        // The length word counts itself, and is signed.
+        let len = word.checked_sub(4).filter(|_| word <= i32::MAX.unsigned_abs());
         let len = len.ok_or(FramingError::Length { tag })?;
         let limit = self.phase.limit(tag);
         if len > limit {
             return Err(FramingError::TooLong { tag, len, limit });
         }
-        Ok(Some(HEADER + usize::try_from(len).map_err(|_| FramingError::Length { tag })?))
+        let whole = usize::try_from(len).ok().and_then(|len| len.checked_add(HEADER));
+        whole.ok_or(FramingError::Length { tag }).map(Some)
     }
 }
 
@@ -156,7 +153,7 @@ impl Decoder for Framer {
             return Ok(Some(Frame { tag, whole: src.split_to(whole) }));
         }
         let missing = wanted.unwrap_or(HEADER).saturating_sub(src.len());
-        let free = src.capacity() - src.len();
+        let free = src.capacity().saturating_sub(src.len());
         if free < missing.max(self.least_read()) {
             self.make_room(src, missing.max(self.wide_read()));
         }
@@ -186,7 +183,7 @@ impl Framer {
         if let Some(mut oldest) = self.spares.pop_front() {
             if oldest.try_reclaim(needed) {
                 next = oldest;
-            } else if self.spares.len() + 1 < SPARES {
+            } else if self.spares.len().saturating_add(1) < SPARES {
                 self.spares.push_front(oldest);
             }
         }

@@ -1,14 +1,10 @@
 //! Messages from the server as values.
 
 use bytes::Bytes;
-use fallible_iterator::FallibleIterator;
-use postgres_protocol::message::backend::{BACKEND_KEY_DATA_TAG, COPY_DATA_TAG, DataRowBody, Message};
 
 use super::error::readable;
 use super::{Frame, ProtocolError, ServerError};
-
-/// CopyBothResponse, which `postgres_protocol` does not know.
-const COPY_BOTH_TAG: u8 = b'W';
+use crate::cursor::Cursor;
 
 /// PostgreSQL's own limit for a result (`MaxTupleAttributeNumber`).
 const MAX_COLUMNS: usize = 1664;
@@ -57,46 +53,25 @@ impl Reply {
     /// # Errors
     /// When it is malformed, or of a kind that no server sends after login.
     pub fn decode(frame: Frame) -> Result<Self, ProtocolError> {
-        let tag = frame.tag();
+        let (tag, body) = (frame.tag(), frame.into_body());
+        let whole = |read: Option<Self>, what| read.ok_or(ProtocolError::Malformed(what));
         match tag {
-            COPY_DATA_TAG => return Ok(Self::CopyData(frame.into_body())),
-            COPY_BOTH_TAG => return Self::copy_both(&frame.into_body()),
-            // Of any length since protocol 3.2; we never cancel.
-            BACKEND_KEY_DATA_TAG => return Ok(Self::Ignored),
-            _ => {}
-        }
-        match frame.decode().ok_or(ProtocolError::Unexpected { tag, during: "answering a command" })? {
-            Message::RowDescription(body) => Ok(Self::RowDescription(
-                body.fields().count().map_err(|_| ProtocolError::Malformed("row description"))?,
-            )),
-            Message::DataRow(body) => Row::decode(&body).map(Self::Row),
-            Message::CommandComplete(body) => Ok(Self::Complete(readable(
-                body.tag().map_err(|_| ProtocolError::Malformed("command tag"))?.as_bytes(),
-            ))),
-            Message::EmptyQueryResponse => Ok(Self::Empty),
-            Message::CopyInResponse(_) => Ok(Self::CopyIn),
-            Message::CopyOutResponse(_) => Ok(Self::CopyOut),
-            Message::CopyDone => Ok(Self::CopyDone),
-            Message::ErrorResponse(body) => ServerError::collect(body.fields()).map(Self::Error),
-            Message::NoticeResponse(body) => ServerError::collect(body.fields()).map(Self::Notice),
-            Message::ParameterStatus(body) => match (body.name(), body.value()) {
-                (Ok(name), Ok(value)) => Ok(Self::Parameter { name: name.to_owned(), value: value.to_owned() }),
-                // A role's name, say, in the encoding of some database; none that we read.
-                _ => Ok(Self::Ignored),
-            },
-            Message::ReadyForQuery(_) => Ok(Self::Ready),
-            Message::NotificationResponse(_) => Ok(Self::Ignored),
+            b'd' => Ok(Self::CopyData(body)),
+            b'D' => Row::decode(&body).map(Self::Row),
+            b'T' => whole(columns(&body).map(Self::RowDescription), "row description"),
+            b'C' => whole(text(&body).map(|text| Self::Complete(readable(text))), "command tag"),
+            b'I' => whole(empty(&body).map(|()| Self::Empty), "answer to an empty command"),
+            b'G' => whole(formats(&body).map(|()| Self::CopyIn), "copy response"),
+            b'H' => whole(formats(&body).map(|()| Self::CopyOut), "copy response"),
+            b'W' => whole(formats(&body).map(|()| Self::CopyBoth), "copy response"),
+            b'c' => whole(empty(&body).map(|()| Self::CopyDone), "end of a copy"),
+            b'E' => ServerError::decode(&body).map(Self::Error),
+            b'N' => ServerError::decode(&body).map(Self::Notice),
+            b'S' => whole(parameter(&body), "setting"),
+            b'Z' => whole(state(&body).map(|()| Self::Ready), "sign that it waits for a command"),
+            // The key is of any length since protocol 3.2; we never cancel, and asked for no notification.
+            b'K' | b'A' => Ok(Self::Ignored),
             _ => Err(ProtocolError::Unexpected { tag, during: "answering a command" }),
-        }
-    }
-
-    /// Format byte, number of columns, and a format for each; a walsender announces none.
-    fn copy_both(body: &[u8]) -> Result<Self, ProtocolError> {
-        match body {
-            [_, high, low, formats @ ..] if formats.len() == 2 * usize::from(u16::from_be_bytes([*high, *low])) => {
-                Ok(Self::CopyBoth)
-            }
-            _ => Err(ProtocolError::Malformed("copy response")),
         }
     }
 
@@ -136,17 +111,19 @@ impl Row {
         Self(values)
     }
 
-    fn decode(body: &DataRowBody) -> Result<Self, ProtocolError> {
-        let malformed = |_| ProtocolError::Malformed("row");
-        let mut ranges = body.ranges();
+    fn decode(body: &Bytes) -> Result<Self, ProtocolError> {
+        let mut cursor = Cursor::new(body);
+        let malformed = ProtocolError::Malformed("row");
+        let Some(count) = cursor.u16_be() else { return Err(malformed) };
         let mut values = Vec::new();
-        while let Some(range) = ranges.next().map_err(malformed)? {
+        for _ in 0..count {
+            let Some(value) = value(&mut cursor, body) else { return Err(malformed) };
             if values.len() == MAX_COLUMNS {
                 return Err(ProtocolError::TooMany { what: "columns", limit: MAX_COLUMNS });
             }
-            values.push(range.map(|range| body.buffer_bytes().slice(range)));
+            values.push(value);
         }
-        Ok(Self(values))
+        cursor.end().map(|()| Self(values)).ok_or(malformed)
     }
 
     /// The values.
@@ -163,6 +140,66 @@ impl Row {
     pub(super) fn exactly<const N: usize>(&self, command: &'static str) -> Result<&[Option<Bytes>; N], ProtocolError> {
         self.0.as_slice().try_into().map_err(|_| ProtocolError::Shape(command))
     }
+}
+
+/// A value of a row, in the memory it came in; `Some(None)` is NULL.
+fn value(row: &mut Cursor<'_>, body: &Bytes) -> Option<Option<Bytes>> {
+    const NULL: u32 = u32::MAX;
+    match row.u32_be()? {
+        NULL => Some(None),
+        len => row.take(usize::try_from(len).ok()?).map(|value| Some(body.slice_ref(value))),
+    }
+}
+
+/// How many columns there are. Of each come its name, and then the table and the number in it, the type with its
+/// size and modifier, and the format.
+fn columns(body: &[u8]) -> Option<usize> {
+    const BEHIND_NAME: usize = 4 + 2 + 4 + 2 + 4 + 2;
+    let mut cursor = Cursor::new(body);
+    let count = cursor.u16_be()?;
+    for _ in 0..count {
+        cursor.text()?;
+        cursor.take(BEHIND_NAME)?;
+    }
+    cursor.end().map(|()| count.into())
+}
+
+/// Format byte, number of columns, and a format for each; a walsender announces none where it streams.
+fn formats(body: &[u8]) -> Option<()> {
+    let mut cursor = Cursor::new(body);
+    cursor.u8()?;
+    for _ in 0..cursor.u16_be()? {
+        cursor.u16_be()?;
+    }
+    cursor.end()
+}
+
+fn text(body: &[u8]) -> Option<&[u8]> {
+    let mut cursor = Cursor::new(body);
+    let text = cursor.text()?;
+    cursor.end().map(|()| text)
+}
+
+fn parameter(body: &[u8]) -> Option<Reply> {
+    let mut cursor = Cursor::new(body);
+    let (name, value) = (cursor.text()?, cursor.text()?);
+    cursor.end()?;
+    Some(match (std::str::from_utf8(name), std::str::from_utf8(value)) {
+        (Ok(name), Ok(value)) => Reply::Parameter { name: name.to_owned(), value: value.to_owned() },
+        // A role's name, say, in the encoding of some database; none that we read.
+        _ => Reply::Ignored,
+    })
+}
+
+/// Whether a transaction is open, which it never is here.
+fn state(body: &[u8]) -> Option<()> {
+    let mut cursor = Cursor::new(body);
+    cursor.u8()?;
+    cursor.end()
+}
+
+fn empty(body: &[u8]) -> Option<()> {
+    Cursor::new(body).end()
 }
 
 #[cfg(test)]
@@ -184,6 +221,7 @@ mod tests {
     fn the_answer_to_start_replication_is_understood() {
         assert_eq!(decode(b'W', &[0, 0, 0]), Ok(Reply::CopyBoth));
         assert_eq!(decode(b'W', &[0, 0, 1, 0, 0]), Ok(Reply::CopyBoth));
+        assert_eq!((decode(b'G', &[0, 0, 0]), decode(b'H', &[0, 0, 0])), (Ok(Reply::CopyIn), Ok(Reply::CopyOut)));
         for body in [&[][..], &[0], &[0, 0, 1], &[0, 0, 0, 0], &[0, 255, 255]] {
             assert_eq!(decode(b'W', body), Err(ProtocolError::Malformed("copy response")), "{body:?}");
         }
@@ -193,8 +231,31 @@ mod tests {
     fn a_row_has_values_and_nulls() {
         let row = [&[0, 2, 0, 0, 0, 3][..], b"0/1", &[255, 255, 255, 255]].concat();
         assert_eq!(decode(b'D', &row), Ok(Reply::Row(Row(vec![Some(Bytes::from_static(b"0/1")), None]))));
-        for body in [&[][..], &[0, 1], &[0, 1, 0, 0, 0, 9, 1], &[0, 0, 1]] {
-            assert!(matches!(decode(b'D', body), Err(ProtocolError::Malformed(_) | ProtocolError::Unexpected { .. })));
+        for body in [&[][..], &[0, 1], &[0, 1, 0, 0, 0, 9, 1], &[0, 0, 1], &[0, 1, 255, 255, 255, 254]] {
+            assert_eq!(decode(b'D', body), Err(ProtocolError::Malformed("row")), "{body:?}");
+        }
+        let wide = [&1665_u16.to_be_bytes()[..], &[255; 4 * 1665]].concat();
+        assert_eq!(decode(b'D', &wide), Err(ProtocolError::TooMany { what: "columns", limit: MAX_COLUMNS }));
+    }
+
+    #[test]
+    fn messages_that_are_cut_off_or_go_on_are_malformed() {
+        let column = [&b"name\0"[..], &[7; 18]].concat();
+        assert_eq!(decode(b'T', &[&[0, 1][..], &column].concat()), Ok(Reply::RowDescription(1)));
+        assert_eq!(decode(b'C', b"SELECT 1\0"), Ok(Reply::Complete("SELECT 1".into())));
+        assert_eq!(decode(b'S', b"a\0b\0"), Ok(Reply::Parameter { name: "a".into(), value: "b".into() }));
+        assert_eq!(decode(b'S', b"a\0\xFF\0"), Ok(Reply::Ignored));
+        for (tag, what, bodies) in [
+            (b'T', "row description", [&[0, 2][..], &[0, 0, 9], &column]),
+            (b'C', "command tag", [b"", b"SELECT", b"A\0B"]),
+            (b'S', "setting", [b"a", b"a\0b", b"a\0b\0c"]),
+            (b'Z', "sign that it waits for a command", [b"", b"II", b"III"]),
+            (b'c', "end of a copy", [b"x", b"xx", b"xxx"]),
+            (b'I', "answer to an empty command", [b"x", b"xx", b"xxx"]),
+        ] {
+            for body in bodies {
+                assert_eq!(decode(tag, body), Err(ProtocolError::Malformed(what)), "{tag} {body:?}");
+            }
         }
     }
 
@@ -222,7 +283,7 @@ mod tests {
 
     #[test]
     fn what_no_server_sends_is_refused() {
-        for (tag, body) in [(b'?', &b""[..]), (b'R', &[0, 0, 0, 0]), (b'v', &[0; 8]), (b'Z', b"")] {
+        for (tag, body) in [(b'?', &b""[..]), (b'R', &[0, 0, 0, 0]), (b'v', &[0; 8])] {
             assert_eq!(decode(tag, body), Err(ProtocolError::Unexpected { tag, during: "answering a command" }));
         }
     }

@@ -264,7 +264,7 @@ pub mod command {
     }
 
     fn quoted(text: &str, quote: char) -> String {
-        let mut out = String::with_capacity(text.len() + 2);
+        let mut out = String::with_capacity(text.len().saturating_add(2));
         out.push(quote);
         for c in text.chars() {
             if c == quote {

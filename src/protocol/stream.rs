@@ -1,8 +1,9 @@
 //! What flows inside a WAL stream, both ways.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::ProtocolError;
+use crate::cursor::Cursor;
 use crate::wal::Lsn;
 
 /// A message from the server while it streams. Times are microseconds since 2000-01-01 00:00 UTC
@@ -37,34 +38,28 @@ impl StreamMessage {
     ///
     /// # Errors
     /// When it is neither kind, is cut short, or its data would end beyond the log's last address.
-    pub fn decode(mut body: Bytes) -> Result<Self, ProtocolError> {
-        let kind = body.try_get_u8().map_err(|_| ProtocolError::Malformed("stream message"))?;
-        match kind {
-            b'w' => Self::wal(body),
-            b'k' => Self::keepalive(body),
+    pub fn decode(body: &Bytes) -> Result<Self, ProtocolError> {
+        let mut cursor = Cursor::new(body);
+        match cursor.u8().ok_or(ProtocolError::Malformed("stream message"))? {
+            b'w' => Self::wal(body, cursor).ok_or(ProtocolError::Malformed("WAL message")),
+            b'k' => Self::keepalive(cursor).ok_or(ProtocolError::Malformed("keepalive")),
             tag => Err(ProtocolError::Unexpected { tag, during: "streaming WAL" }),
         }
     }
 
-    fn wal(mut body: Bytes) -> Result<Self, ProtocolError> {
-        let cut = |_| ProtocolError::Malformed("WAL message");
-        let start = Lsn::new(body.try_get_u64().map_err(cut)?);
-        let server_end = Lsn::new(body.try_get_u64().map_err(cut)?);
-        let sent_at = body.try_get_i64().map_err(cut)?;
-        let end = u64::try_from(body.len()).ok().and_then(|len| start.checked_add(len));
-        end.ok_or(ProtocolError::Malformed("WAL message"))?;
-        Ok(Self::Wal { start, server_end, sent_at, data: body })
+    fn wal(body: &Bytes, mut cursor: Cursor<'_>) -> Option<Self> {
+        let (start, server_end) = (Lsn::new(cursor.u64_be()?), Lsn::new(cursor.u64_be()?));
+        let sent_at = cursor.i64_be()?;
+        let data = body.slice_ref(cursor.rest());
+        start.checked_add(u64::try_from(data.len()).ok()?)?;
+        Some(Self::Wal { start, server_end, sent_at, data })
     }
 
-    fn keepalive(mut body: Bytes) -> Result<Self, ProtocolError> {
-        let cut = |_| ProtocolError::Malformed("keepalive");
-        let server_end = Lsn::new(body.try_get_u64().map_err(cut)?);
-        let sent_at = body.try_get_i64().map_err(cut)?;
-        let reply_requested = body.try_get_u8().map_err(cut)? != 0;
-        if body.has_remaining() {
-            return Err(ProtocolError::Malformed("keepalive"));
-        }
-        Ok(Self::Keepalive { server_end, sent_at, reply_requested })
+    fn keepalive(mut cursor: Cursor<'_>) -> Option<Self> {
+        let (server_end, sent_at) = (Lsn::new(cursor.u64_be()?), cursor.i64_be()?);
+        let reply_requested = cursor.u8()? != 0;
+        cursor.end()?;
+        Some(Self::Keepalive { server_end, sent_at, reply_requested })
     }
 }
 
@@ -115,10 +110,10 @@ mod tests {
             sent_at: 7,
             data: Bytes::from_static(b"abc"),
         };
-        assert_eq!(StreamMessage::decode(wal(0x400, b"abc")), Ok(expected));
+        assert_eq!(StreamMessage::decode(&wal(0x400, b"abc")), Ok(expected));
         let body = [&b"k"[..], &0x500_u64.to_be_bytes(), &(-1_i64).to_be_bytes(), &[1]].concat();
         let expected = StreamMessage::Keepalive { server_end: Lsn::new(0x500), sent_at: -1, reply_requested: true };
-        assert_eq!(StreamMessage::decode(body.into()), Ok(expected));
+        assert_eq!(StreamMessage::decode(&body.into()), Ok(expected));
     }
 
     #[test]
@@ -131,7 +126,7 @@ mod tests {
             (Bytes::from_static(&[b'k'; 17]), ProtocolError::Malformed("keepalive")),
             (Bytes::from_static(&[b'k'; 19]), ProtocolError::Malformed("keepalive")),
         ] {
-            assert_eq!(StreamMessage::decode(body), Err(error));
+            assert_eq!(StreamMessage::decode(&body), Err(error));
         }
     }
 

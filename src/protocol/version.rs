@@ -28,7 +28,8 @@ impl ServerVersion {
             return None;
         }
         // Since 10 the second part is the minor version; before, the first two were the major.
-        Some(Self(if major >= 10 { major * 10_000 + minor } else { major * 10_000 + minor * 100 + third }))
+        let below = if major >= 10 { minor } else { minor.saturating_mul(100).saturating_add(third) };
+        Some(Self(major.saturating_mul(10_000).saturating_add(below)))
     }
 
     /// The number.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::retry::Outage;
 use super::{Event, ReceiveError, Upstream, Violation};
 use crate::archive::Archive;
-use crate::connection::Conninfo;
+use crate::connection::{Conninfo, Error as SessionError};
 use crate::disk::Trouble;
 use crate::protocol::Condition;
 use crate::wal::{Lsn, Pos, Segment};
@@ -40,6 +40,11 @@ pub(super) struct Doubts {
     broken: AskedFor,
     /// Where to begin again because of it.
     pub(super) from: Option<Segment>,
+    /// How far streams have come, and how far they had when last something came that made no sense.
+    reached: Lsn,
+    nonsense: Option<Lsn>,
+    /// The last stream brought what a hole lacks.
+    pub(super) filling: bool,
     pub(super) outage: Outage,
     /// Servers that do not fit what is held, one after the other since a stream ran or all were tried.
     pub(super) passed_over: Vec<String>,
@@ -88,6 +93,8 @@ impl Doubts {
                 tell(Event::Again { broken: *broken, from });
                 true
             }
+            // Another past differs each time; what a network has changed does not.
+            ReceiveError::Diverged(_) if !self.filling => self.made_sense_before(),
             _ => false,
         }
     }
@@ -119,6 +126,10 @@ impl Doubts {
         }
         let passes = match error {
             ReceiveError::Ended | ReceiveError::Violation(Violation::Silent(_)) => true,
+            // A network without TLS may have changed a byte.
+            ReceiveError::Violation(_) | ReceiveError::Session(SessionError::Protocol(_)) => {
+                self.streamed && self.made_sense_before()
+            }
             ReceiveError::Connect(e) => e.is_transient(),
             ReceiveError::Session(e) => e.is_transient(),
             ReceiveError::Ahead { standby, .. } => *standby,
@@ -136,6 +147,12 @@ impl Doubts {
         }
     }
 
+    /// Whether a stream has come further since last something came that made no sense.
+    fn made_sense_before(&mut self) -> bool {
+        let before = self.nonsense.replace(self.reached);
+        before.is_none_or(|before| before < self.reached)
+    }
+
     /// A stream begins.
     pub(super) fn streams(&mut self, upstream: &Upstream, tell: &mut impl FnMut(Event)) {
         (self.streamed, self.in_use, self.slot_remade) = (true, None, false);
@@ -150,6 +167,7 @@ impl Doubts {
     /// The writer has kept all before `received`.
     pub(super) fn passed(&mut self, received: Lsn) {
         self.outage.received(received);
+        self.reached = self.reached.max(received);
         if self.from.is_some_and(|from| received >= from.end()) {
             self.from = None;
         }

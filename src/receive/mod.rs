@@ -10,6 +10,7 @@ mod retry;
 mod run;
 mod session;
 mod setup;
+mod stall;
 mod stream;
 
 use std::time::Duration;
@@ -132,6 +133,10 @@ pub enum Event {
         /// The server before.
         target: String,
     },
+    /// The storage has not answered for so long. Nothing is reported as durable until it does.
+    HeldUp(Duration),
+    /// It answers again, after so long.
+    GotOn(Duration),
     /// There is still no room for a segment, minutes after the last word of it.
     StillFull,
     /// The stream has ended, or a try to have it again has failed. The next try comes after a while.

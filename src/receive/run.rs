@@ -72,7 +72,10 @@ pub async fn receive(
         let Setback { failures, away, news } = doubts.outage.failed(now, &error.to_string(), lasts);
         let wait = retry.wait(failures, random());
         let full = is_full(&error);
-        tell(Event::Disconnected { error, lasts, news, away, wait, passed_over });
+        // What does not verify and is asked for again has been told as that.
+        if !(asked_again && matches!(error, ReceiveError::NotValid { .. })) {
+            tell(Event::Disconnected { error, lasts, news, away, wait, passed_over });
+        }
         if !rest(wait, stop).await || full && !room(archive, stop, tell).await {
             return Ok(Finished::Stopped);
         }
@@ -90,10 +93,10 @@ async fn rest(wait: Duration, stop: &CancellationToken) -> bool {
 /// After the disk was full, waits until a segment fits again, unless told to stop. A disk that does
 /// not say how much room it has is tried again after a while.
 async fn room(archive: &Archive, stop: &CancellationToken, tell: &mut impl FnMut(Event)) -> bool {
-    let mut told = Instant::now();
+    let mut told = tokio::time::Instant::now();
     while archive.room().is_ok_and(|room| room < archive.size().bytes()) {
         if told.elapsed() >= STILL_FULL {
-            told = Instant::now();
+            told = tokio::time::Instant::now();
             tell(Event::StillFull);
         }
         if !rest(ROOM_AGAIN, stop).await {
@@ -101,4 +104,66 @@ async fn room(archive: &Archive, stop: &CancellationToken, tell: &mut impl FnMut
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::disk::simulated::{Call, Fault};
+    use crate::disk::{BLOCK, Disk, Simulated};
+    use crate::wal::SegmentSize;
+
+    const SIZE: u64 = 1 << 20;
+
+    /// An archive on a disk on which one segment less a byte fits.
+    fn full() -> (Simulated, Archive) {
+        let disk = Simulated::new(BLOCK);
+        let dir = PathBuf::from("/wal");
+        let _ = disk.make_dir(&dir, 0o700).unwrap();
+        disk.set_capacity(Some(SIZE - 1));
+        let archive = Archive::new(dir, Arc::new(disk.clone()), SegmentSize::new(SIZE).unwrap(), None, 0o600);
+        (disk, archive)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_disk_is_waited_for_and_told_of_every_few_minutes() {
+        let (disk, archive) = full();
+        let begun = tokio::time::Instant::now();
+        let mut told = Vec::new();
+        let mut tell = |event| {
+            assert!(matches!(event, Event::StillFull), "{event:?}");
+            told.push(begun.elapsed());
+            if told.len() == 3 {
+                disk.set_capacity(Some(SIZE));
+            }
+        };
+        assert!(room(&archive, &CancellationToken::new(), &mut tell).await);
+        assert_eq!(told.len(), 3);
+        let late = |told: &Duration, n: u32| *told - STILL_FULL * n;
+        assert!((1..).zip(&told).all(|(n, told)| late(told, n) < ROOM_AGAIN * n), "{told:?}");
+        assert!(begun.elapsed() <= told[2] + 2 * ROOM_AGAIN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_the_wait_for_room() {
+        let (_disk, archive) = full();
+        let stop = CancellationToken::new();
+        let mut told = 0;
+        let mut tell = |_| {
+            told += 1;
+            stop.cancel();
+        };
+        assert!(!room(&archive, &stop, &mut tell).await);
+        assert_eq!(told, 1);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_say_how_full_it_is_is_tried() {
+        let (disk, archive) = full();
+        disk.fail(Call::Room, 1, Fault::Io);
+        assert!(room(&archive, &CancellationToken::new(), &mut |event| panic!("{event:?}")).await);
+    }
 }

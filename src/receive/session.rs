@@ -91,6 +91,7 @@ impl<T: FnMut(Event)> Connected<'_, T> {
         let mut filling = resumption.filling;
         loop {
             let begun = Begun::of(&resumption, filling);
+            self.doubts.filling = filling;
             self.check_slot(&slot, begun.held).await?;
             if self.options.end.is_some_and(|end| begun.start.lsn() > end) {
                 return Ok(Some(Finished::EndPosition));

@@ -9,6 +9,7 @@ use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::pipe::{Command, Notice, Pipe};
+use super::stall::Stall;
 use super::{Action, Ending, Event, Input, ReceiveError, Receiver, Status};
 use crate::archive::Wrote;
 use crate::connection::{Error as SessionError, Session, Streamed};
@@ -41,12 +42,13 @@ pub(super) async fn stream(
     stop: &CancellationToken,
     tell: &mut impl FnMut(Event),
 ) -> Result<Ended, ReceiveError> {
-    let mut task = Task { session, receiver, pipe, waiting: VecDeque::new(), actions: Vec::new(), done: false };
+    let (waiting, actions, stall) = (VecDeque::new(), Vec::new(), Stall::default());
+    let mut task = Task { session, receiver, pipe, waiting, actions, stall, done: false };
     let greeting = task.receiver.greeting();
     task.reply(greeting).await?;
     let mut stopping = false;
     loop {
-        let deadline = task.receiver.deadline();
+        let deadline = [task.receiver.deadline(), task.stall.due()].into_iter().flatten().min();
         let due = sleep_until(deadline.unwrap_or_else(Instant::now).into());
         let may_read = task.may_read();
         let step = tokio::select! {
@@ -72,6 +74,9 @@ pub(super) async fn stream(
         if let Some(ended) = task.take(step, tell).await? {
             return Ok(ended);
         }
+        if let Some(time) = task.stall.held_up(Instant::now()) {
+            tell(Event::HeldUp(time));
+        }
     }
 }
 
@@ -89,6 +94,7 @@ struct Task<'a> {
     /// Commands for which the queue had no room. While there are any, nothing is read.
     waiting: VecDeque<Command>,
     actions: Vec<Action>,
+    stall: Stall,
     /// The server has sent all of the timeline: only the writer is waited for.
     done: bool,
 }
@@ -137,6 +143,9 @@ impl Task<'_> {
     }
 
     fn noticed(&mut self, notice: Notice, tell: &mut impl FnMut(Event)) -> Result<(), ReceiveError> {
+        if let Some(time) = self.stall.got_on(Instant::now(), matches!(notice, Notice::Settled(_))) {
+            tell(Event::GotOn(time));
+        }
         match notice {
             Notice::Wrote(Wrote::Written(written)) => self.step(Input::Written(written)),
             Notice::Wrote(Wrote::Complete(segment, durable)) => {
@@ -172,7 +181,10 @@ impl Task<'_> {
         for action in commands {
             let command = match action {
                 Action::Append(bytes) => Command::Append(bytes, self.receiver.server_end()),
-                _ => Command::Settle,
+                _ => {
+                    self.stall.asked(Instant::now());
+                    Command::Settle
+                }
             };
             if !self.waiting.is_empty() {
                 self.waiting.push_back(command);

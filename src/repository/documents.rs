@@ -1,5 +1,21 @@
 //! What the three documents of a repository say.
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -219,7 +235,11 @@ impl SegmentRange {
         let runs = segments.chunk_by(|a, b| a.next() == *b);
         let range = |run: &[Segment]| {
             let (first, last) = (run.first()?, run.last()?);
-            Some(Self { first: first.name(), last: last.name(), count: last.no() - first.no() + 1 })
+            Some(Self {
+                first: first.name(),
+                last: last.name(),
+                count: last.no().saturating_sub(first.no()).saturating_add(1),
+            })
         };
         runs.filter_map(range).collect()
     }

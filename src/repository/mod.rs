@@ -5,6 +5,21 @@
 //! moment `backup.json` is there, and only [`BackupFolder::seal`] can put it there: it takes the
 //! archive's proof and its word that the WAL is durable (promise P3).
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 mod catalogue;
 mod chain;
 mod contents;

@@ -148,12 +148,12 @@ pub struct RemovedWal {
 impl RemovedWal {
     /// How many.
     pub const fn segments(&self) -> u64 {
-        self.last.no() - self.first.no() + 1
+        self.last.no().saturating_sub(self.first.no()).saturating_add(1)
     }
 
     /// Bytes of WAL in them; compressed, they take less on the disk.
     pub const fn bytes(&self) -> u64 {
-        self.segments() * self.first.size().bytes()
+        self.segments().saturating_mul(self.first.size().bytes())
     }
 
     /// Whether a segment is one of them.

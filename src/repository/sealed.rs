@@ -1,6 +1,22 @@
 //! Documents that end in their own checksum, as `backup_manifest` does: JSON whose last line but
 //! one is the SHA-256 of every byte before that line.
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -150,8 +166,8 @@ impl FromStr for Sha256Sum {
             return Err(wrong());
         }
         let digit = |b: u8| match b {
-            b'0'..=b'9' => Some(b - b'0'),
-            b'a'..=b'f' => Some(b - b'a' + 10),
+            b'0'..=b'9' => b.checked_sub(b'0'),
+            b'a'..=b'f' => b.checked_sub(b'a' - 10),
             _ => None,
         };
         let mut sum = [0; 32];

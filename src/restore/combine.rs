@@ -323,7 +323,9 @@ impl Combine<'_> {
             }
             let wanted = length(part, layout);
             let mut file = self.disk.open(&part.path, Access::Write)?;
-            if let Some(last) = wanted.checked_sub(1).filter(|last| file.size().is_ok_and(|size| size <= *last)) {
+            if let Some(last) = wanted.checked_sub(1)
+                && file.size()? <= last
+            {
                 file.write_at(last, &[0])?;
             }
             part.met = false;

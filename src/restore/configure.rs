@@ -11,6 +11,8 @@ use crate::wal::{Segment, TimelineId};
 const TARGETS: [&str; 5] =
     ["recovery_target", "recovery_target_time", "recovery_target_xid", "recovery_target_name", "recovery_target_lsn"];
 const SLOT: &str = "primary_slot_name";
+/// What our lines begin with.
+pub(super) const ADDED: &[u8] = b"\n# Added by walhold restore\n";
 
 /// How the server gets its WAL.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +48,7 @@ impl Source<'_> {
     /// The lines to be added to `postgresql.auto.conf`, where the last one of a name counts.
     /// `earlier` are settings of the copied configuration that would change where recovery ends.
     pub(super) fn lines(&self, goal: &Goal, earlier: &[&str]) -> Vec<u8> {
-        let mut lines = b"\n# Added by walhold restore\n".to_vec();
+        let mut lines = ADDED.to_vec();
         let mut set = |name: &str, value: &[u8]| lines.extend(line(name, value));
         set("restore_command", &self.restore_command());
         match self.pin {

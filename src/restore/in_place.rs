@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::configure::Copied;
+use super::configure::{ADDED, Copied};
 use super::lay_down::{moved, signals};
 use super::plan::{Place, PlannedTablespace};
 use super::{Mapping, Owner, Plan, RestoreError, Restored};
@@ -386,13 +386,23 @@ impl Folder<'_> {
         Ok(())
     }
 
-    /// Tells the server where its WAL is, and that it is to recover.
-    fn configure(&self) -> Result<Vec<String>, RestoreError> {
+    /// What was copied, and `postgresql.auto.conf` as it is to be.
+    fn configured(&self, conf: &[u8], auto: &[u8]) -> (Copied, Vec<u8>) {
         let mut copied = Copied::default();
-        copied.read(&content(self.disk, &self.data.join(CONF))?.unwrap_or_default());
-        let mut auto = content(self.disk, &self.data.join(AUTO_CONF))?.unwrap_or_default();
-        copied.read(&auto);
-        auto.extend(self.plan.source().lines(&self.plan.goal, &copied.overruled(&self.plan.goal)));
+        copied.read(conf);
+        copied.read(auto);
+        let lines = self.plan.source().lines(&self.plan.goal, &copied.overruled(&self.plan.goal));
+        (copied, [auto, &lines].concat())
+    }
+
+    /// Tells the server where its WAL is, and that it is to recover. What an interrupted preparation has added is not
+    /// taken for what was copied.
+    fn configure(&self) -> Result<Vec<String>, RestoreError> {
+        let conf = content(self.disk, &self.data.join(CONF))?.unwrap_or_default();
+        let auto = content(self.disk, &self.data.join(AUTO_CONF))?.unwrap_or_default();
+        let before = auto.windows(ADDED.len()).rposition(|window| window == ADDED).and_then(|at| auto.get(..at));
+        let done = before.map(|before| self.configured(&conf, before)).filter(|(_, done)| *done == auto);
+        let (copied, auto) = done.unwrap_or_else(|| self.configured(&conf, &auto));
         self.replace(AUTO_CONF, &auto)?;
         let (signal, _other) = signals(&self.plan.goal);
         self.replace(signal, b"")?;

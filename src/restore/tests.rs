@@ -2,7 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "the folders are set up and damaged from outside")]
 
-mod crash;
+pub(super) mod crash;
 mod point;
 
 use std::fs;

@@ -1,13 +1,30 @@
 //! What lies behind the last whole record of a partial: nothing yet, a record that has not come
 //! whole, or what should not be there.
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 use crate::archive::{ArchiveError, SegmentReader};
+use crate::cursor::Cursor;
 use crate::wal::{Broken, Fault, Lsn, PAGE, Segment};
 
 /// The least that a disk writes at once: what a write that was cut short leaves ends at a multiple.
 const SECTOR: u64 = 512;
 /// Compared with in one go.
-const ZEROS: [u8; SECTOR as usize] = [0; SECTOR as usize];
+const ZEROS: [u8; 512] = [0; 512];
 const RECORD_HEADER: u64 = 24;
 /// Where a page says how much of the record is still to come.
 const REST_AT: u64 = 16;
@@ -67,11 +84,11 @@ fn look(reader: &mut SegmentReader, from: Lsn) -> Result<Seen, ArchiveError> {
     loop {
         let at = segment.start().saturating_add(reader.offset());
         // Sector by sector, for what lies in one piece of memory may end anywhere.
-        let upto = sector_end(at.saturating_add(1)) - at;
+        let upto = sector_end(at.saturating_add(1)).saturating_sub(at);
         let bytes = reader.fill()?;
         let n = bytes.len().min(usize::try_from(upto).unwrap_or(usize::MAX));
         let Some(bytes) = bytes.get(..n).filter(|bytes| !bytes.is_empty()) else { return Ok(seen) };
-        if seen.first.len() < (LONG_PAGE_HEADER + RECORD_HEADER) as usize {
+        if (seen.first.len() as u64) < LONG_PAGE_HEADER + RECORD_HEADER {
             seen.first.extend_from_slice(bytes);
         }
         let all_zero = ZEROS.get(..n) == Some(bytes);
@@ -82,8 +99,8 @@ fn look(reader: &mut SegmentReader, from: Lsn) -> Result<Seen, ArchiveError> {
             if at.saturating_sub(hole) >= SECTOR {
                 seen.hole = seen.hole.or(Some(hole));
             }
-            seen.end = Some(at.saturating_add(last as u64 + 1));
-            zeros_from = at.saturating_add(last as u64 + 1);
+            zeros_from = at.saturating_add((last as u64).saturating_add(1));
+            seen.end = Some(zeros_from);
         }
         reader.consume(n);
     }
@@ -96,19 +113,20 @@ fn record_end(segment: Segment, at: Lsn, bytes: &[u8], continues: bool) -> Optio
         |page: u64| if page.is_multiple_of(segment.size().bytes()) { LONG_PAGE_HEADER } else { SHORT_PAGE_HEADER };
     let skipped = if at.get().is_multiple_of(PAGE) { header(at.get()) } else { 0 };
     let length_at = if continues { REST_AT } else { skipped };
-    let length = bytes.get(usize::try_from(length_at).ok()?..)?.first_chunk::<4>()?;
-    let mut left = u64::from(u32::from_le_bytes(*length));
+    let mut cursor = Cursor::new(bytes);
+    cursor.take(usize::try_from(length_at).ok()?)?;
+    let mut left = u64::from(cursor.u32_le()?);
     let least = if continues { 1 } else { RECORD_HEADER };
     if !(least..=1 << 30).contains(&left) {
         return None;
     }
     let mut at = at.get().checked_add(skipped)?;
     loop {
-        let room = PAGE - at % PAGE;
+        let room = PAGE.saturating_sub(at % PAGE);
         if left <= room {
             return at.checked_add(left).map(Lsn::new);
         }
-        left -= room;
+        left = left.saturating_sub(room);
         at = at.checked_add(room)?;
         at = at.checked_add(header(at))?;
     }

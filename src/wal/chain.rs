@@ -8,10 +8,13 @@
 use thiserror::Error;
 
 use super::{Lsn, PAGE, Record, RecordKind, SegmentSize, TimelineId};
+use crate::cursor::{Cursor, fill};
 
 const SHORT_HEADER: usize = 24;
 const LONG_HEADER: usize = 40;
 const RECORD_HEADER: usize = 24;
+/// The same as a record's length says it.
+const SHORTEST_RECORD: u32 = 24;
 /// The checksum field is the last of the header and not part of what it sums.
 const RECORD_CRC_AT: usize = 20;
 /// Larger than any server writes (`XLogRecordMaxSize` is 1020 MiB); a length beyond it is damage.
@@ -275,22 +278,20 @@ impl Chain {
             } else if self.page_left == 0 {
                 self.page_header(bytes)?
             } else {
-                let in_page = usize::try_from(self.page_left).unwrap_or(usize::MAX).min(bytes.len());
-                self.content(&bytes[..in_page], seen)?
+                self.content(first(bytes, self.page_left), seen)?
             };
-            bytes = &bytes[used..];
+            bytes = bytes.get(used..).unwrap_or_default();
         }
         Ok(())
     }
 
     /// Reads records of one page until the bytes end or a switch ends the segment.
     fn content(&mut self, bytes: &[u8], seen: &mut impl FnMut(&Record<'_>)) -> Result<usize, Broken> {
-        let mut used = 0;
-        while used < bytes.len() {
-            let left = &bytes[used..];
-            used += match self.state {
-                State::Start => match whole_record(left) {
-                    Some(record) => self.record_in_place(record, left, seen)?,
+        let mut left = bytes;
+        while !left.is_empty() {
+            let used = match self.state {
+                State::Start => match Whole::at(left) {
+                    Some(record) => self.record_in_place(&record, seen)?,
                     None => {
                         self.begin();
                         self.record_header(0, left, seen)?
@@ -302,28 +303,23 @@ impl Chain {
                 State::Head { left: missing } => self.head(missing, left),
                 State::Rest => break,
             };
+            left = left.get(used..).unwrap_or_default();
         }
-        Ok(used)
+        Ok(bytes.len().saturating_sub(left.len()))
     }
 
-    fn record_in_place(
-        &mut self,
-        record: &[u8],
-        left: &[u8],
-        seen: &mut impl FnMut(&Record<'_>),
-    ) -> Result<usize, Broken> {
-        let (start, total) = (self.at, record.len());
-        let (header, data) = record.split_at(RECORD_HEADER);
-        self.check_header(start, header)?;
-        self.check_sum(start, crc32c::crc32c(data), header)?;
+    fn record_in_place(&mut self, record: &Whole<'_>, seen: &mut impl FnMut(&Record<'_>)) -> Result<usize, Broken> {
+        let start = self.at;
+        let total = RECORD_HEADER.saturating_add(record.data.len());
+        self.check_header(start, &record.header)?;
+        self.check_sum(start, crc32c::crc32c(record.data), record.raw)?;
         self.advance(total);
-        self.complete(start, header, data, seen)?;
+        self.complete(start, &record.header, record.data, seen)?;
         // Most records are followed by their padding in the same slice.
-        let gap = total.next_multiple_of(8) - total;
-        match (self.state, left.get(total..total + gap)) {
-            (State::Padding, Some(zeros)) => Ok(total + self.padding(zeros)?),
-            _ => Ok(total),
+        if let State::Padding = self.state {
+            return Ok(total.saturating_add(self.padding(record.behind)?));
         }
+        Ok(total)
     }
 
     fn begin(&mut self) {
@@ -333,20 +329,20 @@ impl Chain {
     }
 
     fn record_header(&mut self, got: usize, bytes: &[u8], seen: &mut impl FnMut(&Record<'_>)) -> Result<usize, Broken> {
-        let n = bytes.len().min(RECORD_HEADER - got);
-        self.open.header[got..got + n].copy_from_slice(&bytes[..n]);
+        let n = fill(&mut self.open.header, got, bytes);
         self.advance(n);
-        let got = got + n;
+        let got = got.saturating_add(n);
         self.state = State::Header { got };
+        let header = Header::read(&self.open.header);
         if got >= 4 {
-            self.open.total = u32_at(&self.open.header, 0);
+            self.open.total = header.total;
             self.check_length(self.open.start, self.open.total)?;
         }
         if got == RECORD_HEADER {
-            let header = self.open.header;
             self.check_header(self.open.start, &header)?;
-            self.state = State::Data { left: self.open.total - RECORD_HEADER as u32 };
-            if self.open.total == RECORD_HEADER as u32 {
+            let left = self.open.total.saturating_sub(SHORTEST_RECORD);
+            self.state = State::Data { left };
+            if left == 0 {
                 self.close(seen)?;
             }
         }
@@ -354,18 +350,18 @@ impl Chain {
     }
 
     fn record_data(&mut self, missing: u32, bytes: &[u8], seen: &mut impl FnMut(&Record<'_>)) -> Result<usize, Broken> {
-        let n = bytes.len().min(missing as usize);
-        let bytes = &bytes[..n];
+        let bytes = first(bytes, missing.into());
         self.open.crc = crc32c::crc32c_append(self.open.crc, bytes);
-        let room = Record::kept(self.open.header[17], self.open.header[16]).saturating_sub(self.open.prefix.len());
-        self.open.prefix.extend_from_slice(&bytes[..n.min(room)]);
-        self.advance(n);
-        let missing = missing - n as u32;
-        self.state = State::Data { left: missing };
-        if missing == 0 {
+        let header = Header::read(&self.open.header);
+        let room = Record::kept(header.rmid, header.info).saturating_sub(self.open.prefix.len());
+        self.open.prefix.extend_from_slice(first(bytes, room as u64));
+        self.advance(bytes.len());
+        let left = less(missing, bytes.len());
+        self.state = State::Data { left };
+        if left == 0 {
             self.close(seen)?;
         }
-        Ok(n)
+        Ok(bytes.len())
     }
 
     /// The open record is whole.
@@ -373,7 +369,7 @@ impl Chain {
         let header = self.open.header;
         self.check_sum(self.open.start, self.open.crc, &header)?;
         let prefix = std::mem::take(&mut self.open.prefix);
-        let done = self.complete(self.open.start, &header, &prefix, seen);
+        let done = self.complete(self.open.start, &Header::read(&header), &prefix, seen);
         self.open.prefix = prefix;
         done
     }
@@ -381,12 +377,11 @@ impl Chain {
     fn complete(
         &mut self,
         start: Lsn,
-        header: &[u8],
+        header: &Header,
         data: &[u8],
         seen: &mut impl FnMut(&Record<'_>),
     ) -> Result<(), Broken> {
-        let (xid, info, rmid) = (u32_at(header, 4), header[16], header[17]);
-        let (length, prev) = (u32_at(header, 0), Lsn::new(u64_at(header, 8)));
+        let Header { total: length, xid, prev, info, rmid, .. } = *header;
         let magic = self.magic.unwrap_or_default();
         let mut record = Record { start, end: aligned(self.at), prev, length, rmid, info, xid, magic, data };
         let kind = record.kind();
@@ -401,7 +396,7 @@ impl Chain {
         }
         if kind == RecordKind::Switch {
             // The segment in which it ends, which may be the next one.
-            record.end = self.segment_end(Lsn::new(self.at.get() - 1));
+            record.end = self.segment_end(self.at);
             if self.at < record.end {
                 self.state = State::Rest;
             }
@@ -413,25 +408,25 @@ impl Chain {
     }
 
     fn padding(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
-        let n = bytes.len().min((aligned(self.at) - self.at) as usize);
-        self.check_zero(&bytes[..n])?;
-        self.advance(n);
+        let zeros = first(bytes, aligned(self.at).saturating_sub(self.at));
+        self.check_zero(zeros)?;
+        self.advance(zeros.len());
         if self.at.get().is_multiple_of(8) {
             self.state = State::Start;
         }
-        Ok(n)
+        Ok(zeros.len())
     }
 
     fn head(&mut self, missing: u32, bytes: &[u8]) -> usize {
-        let n = bytes.len().min(missing as usize);
-        self.advance(n);
-        let left = missing - n as u32;
+        let bytes = first(bytes, missing.into());
+        self.advance(bytes.len());
+        let left = less(missing, bytes.len());
         self.state = State::Head { left };
         if left == 0 {
             self.end_head();
             self.state = if self.at.get().is_multiple_of(8) { State::Start } else { State::Padding };
         }
-        n
+        bytes.len()
     }
 
     fn end_head(&mut self) {
@@ -441,36 +436,35 @@ impl Chain {
 
     /// The zeros after a switch, which have no page headers.
     fn rest(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
-        let n = bytes.len().min(usize::try_from(self.whole - self.at).unwrap_or(usize::MAX));
-        self.check_zero(&bytes[..n])?;
-        self.at = self.at.saturating_add(n as u64);
+        let zeros = first(bytes, self.whole.saturating_sub(self.at));
+        self.check_zero(zeros)?;
+        self.at = self.at.saturating_add(zeros.len() as u64);
         if self.at == self.whole {
             self.page_left = 0;
             self.state = State::Start;
         }
-        Ok(n)
+        Ok(zeros.len())
     }
 
     fn page_header(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
         let got = self.page_header_got;
-        let start = Lsn::new(self.at.get() - got as u64);
+        let start = Lsn::new(self.at.get().saturating_sub(got as u64));
         let length = if start.get().is_multiple_of(self.size.bytes()) { LONG_HEADER } else { SHORT_HEADER };
-        let n = bytes.len().min(length - got);
-        self.page_header[got..got + n].copy_from_slice(&bytes[..n]);
-        self.page_header_got = got + n;
+        let n = fill(self.page_header.get_mut(..length).unwrap_or_default(), got, bytes);
+        self.page_header_got = got.saturating_add(n);
         self.at = self.at.saturating_add(n as u64);
         if self.page_header_got == length {
             self.page_header_got = 0;
-            self.page_left = PAGE - length as u64;
-            self.check_page(start, length == LONG_HEADER)?;
+            self.page_left = PAGE.saturating_sub(length as u64);
+            let page = PageHeader::read(&self.page_header);
+            self.check_page(start, &page, length == LONG_HEADER)?;
         }
         Ok(n)
     }
 
-    fn check_page(&mut self, start: Lsn, long: bool) -> Result<(), Broken> {
-        let header = self.page_header;
+    fn check_page(&mut self, start: Lsn, page: &PageHeader, long: bool) -> Result<(), Broken> {
         let wrong = |fault| Err(self.broken(start, fault));
-        let (magic, flags) = (u16_at(&header, 0), u16_at(&header, 2));
+        let PageHeader { magic, flags, tli, address, continued, padding, .. } = *page;
         let plausible = self.magic.map_or(magic >> 8 == 0xD1, |before| magic == before);
         if !plausible {
             return wrong(Fault::PageMagic(magic));
@@ -479,11 +473,9 @@ impl Chain {
         if flags & !ALL_FLAGS != 0 || (flags & LONG != 0) != long || continues && overwrites {
             return wrong(Fault::PageFlags(flags));
         }
-        let address = Lsn::new(u64_at(&header, 8));
         if address != start {
             return wrong(Fault::PageAddress(address));
         }
-        let tli = u32_at(&header, 4);
         if tli > self.newest_tli {
             return wrong(Fault::PageTimeline { found: tli, before: self.newest_tli });
         }
@@ -493,27 +485,27 @@ impl Chain {
         if let Some(expected) = self.timeline_at(start).filter(|expected| *expected != tli) {
             return wrong(Fault::OtherTimeline { found: tli, expected });
         }
-        if header[20..SHORT_HEADER] != [0; 4] {
+        if padding != 0 {
             return wrong(Fault::Padding);
         }
         if long {
-            self.check_long_header(start, &header)?;
+            self.check_long_header(start, page)?;
         }
         self.magic = Some(magic);
         self.page_tli = tli;
-        self.go_on(start, continues, overwrites, u32_at(&header, 16))
+        self.go_on(start, continues, overwrites, continued)
     }
 
-    fn check_long_header(&mut self, start: Lsn, header: &[u8]) -> Result<(), Broken> {
-        let (system_id, segment, page) = (u64_at(header, 24), u32_at(header, 32), u32_at(header, 36));
+    fn check_long_header(&mut self, start: Lsn, page: &PageHeader) -> Result<(), Broken> {
+        let PageHeader { system_id, segment_size, page_size, .. } = *page;
         if self.system_id.is_some_and(|ours| ours != system_id) {
             return Err(self.broken(start, Fault::SystemIdentifier(system_id)));
         }
-        if u64::from(segment) != self.size.bytes() {
-            return Err(self.broken(start, Fault::SegmentSize(segment)));
+        if u64::from(segment_size) != self.size.bytes() {
+            return Err(self.broken(start, Fault::SegmentSize(segment_size)));
         }
-        if u64::from(page) != PAGE {
-            return Err(self.broken(start, Fault::PageSize(page)));
+        if u64::from(page_size) != PAGE {
+            return Err(self.broken(start, Fault::PageSize(page_size)));
         }
         self.system_id = Some(system_id);
         Ok(())
@@ -523,7 +515,7 @@ impl Chain {
     fn go_on(&mut self, page: Lsn, continues: bool, overwrites: bool, found: u32) -> Result<(), Broken> {
         let at_head = std::mem::replace(&mut self.at_head, false);
         let (missing, in_head) = match self.state {
-            State::Header { got } => (self.open.total - got as u32, false),
+            State::Header { got } => (less(self.open.total, got), false),
             State::Data { left } => (left, false),
             State::Head { left } => (left, true),
             State::Start | State::Padding | State::Rest => (0, false),
@@ -562,15 +554,15 @@ impl Chain {
     }
 
     fn check_length(&self, start: Lsn, total: u32) -> Result<(), Broken> {
-        if total < RECORD_HEADER as u32 || total > MAX_RECORD {
+        if !(SHORTEST_RECORD..=MAX_RECORD).contains(&total) {
             return Err(self.broken(start, Fault::RecordLength(total)));
         }
         Ok(())
     }
 
-    fn check_header(&self, start: Lsn, header: &[u8]) -> Result<(), Broken> {
-        self.check_length(start, u32_at(header, 0))?;
-        let found = Lsn::new(u64_at(header, 8));
+    fn check_header(&self, start: Lsn, header: &Header) -> Result<(), Broken> {
+        let Header { total, prev: found, rmid, .. } = *header;
+        self.check_length(start, total)?;
         match self.prev {
             Some(expected) if found != expected => {
                 return Err(self.broken(start, Fault::PrevLink { found, expected }));
@@ -580,15 +572,16 @@ impl Chain {
             }
             _ => {}
         }
-        let rmid = header[17];
         if !self.magic.is_none_or(|magic| is_manager(rmid, magic)) {
             return Err(self.broken(start, Fault::ResourceManager(rmid)));
         }
         Ok(())
     }
 
-    fn check_sum(&self, start: Lsn, of_data: u32, header: &[u8]) -> Result<(), Broken> {
-        if crc32c::crc32c_append(of_data, &header[..RECORD_CRC_AT]) == u32_at(header, RECORD_CRC_AT) {
+    fn check_sum(&self, start: Lsn, of_data: u32, header: &[u8; RECORD_HEADER]) -> Result<(), Broken> {
+        let mut cursor = Cursor::new(header);
+        let (summed, sum) = (cursor.take(RECORD_CRC_AT).unwrap_or_default(), cursor.u32_le());
+        if sum == Some(crc32c::crc32c_append(of_data, summed)) {
             return Ok(());
         }
         Err(self.broken(start, Fault::Checksum))
@@ -609,11 +602,12 @@ impl Chain {
     /// Passes over bytes of a page's content.
     fn advance(&mut self, n: usize) {
         self.at = self.at.saturating_add(n as u64);
-        self.page_left -= n as u64;
+        self.page_left = self.page_left.saturating_sub(n as u64);
     }
 
+    /// The end of the segment that ends here, or else of the one that this lies in.
     fn segment_end(&self, lsn: Lsn) -> Lsn {
-        Lsn::new((lsn.get() / self.size.bytes() + 1).saturating_mul(self.size.bytes()))
+        Lsn::new(lsn.get().checked_next_multiple_of(self.size.bytes()).unwrap_or(u64::MAX))
     }
 }
 
@@ -623,27 +617,98 @@ const fn is_manager(rmid: u8, magic: u16) -> bool {
     rmid < BUILT_IN_END || magic > NEWEST_KNOWN_MAGIC || (rmid >= CUSTOM_BEGIN && magic >= FIRST_CUSTOM_MAGIC)
 }
 
-/// The record at the beginning of `bytes` if it lies there whole, with a length it may have.
-fn whole_record(bytes: &[u8]) -> Option<&[u8]> {
-    let total = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-    if total < RECORD_HEADER { None } else { bytes.get(..total) }
+/// A record that lies whole in a slice.
+struct Whole<'a> {
+    raw: &'a [u8; RECORD_HEADER],
+    header: Header,
+    data: &'a [u8],
+    /// What follows it in the slice.
+    behind: &'a [u8],
+}
+
+impl<'a> Whole<'a> {
+    /// The one at the beginning of `bytes`, with a length it may have.
+    fn at(bytes: &'a [u8]) -> Option<Self> {
+        let mut cursor = Cursor::new(bytes);
+        let raw = cursor.array()?;
+        let header = Header::read(raw);
+        let data = cursor.take(usize::try_from(header.total.checked_sub(SHORTEST_RECORD)?).ok()?)?;
+        Some(Self { raw, header, data, behind: cursor.rest() })
+    }
+}
+
+/// What stands before a record's data (`XLogRecord`), but for its checksum.
+#[derive(Clone, Copy, Default)]
+struct Header {
+    /// Bytes, with these.
+    total: u32,
+    xid: u32,
+    prev: Lsn,
+    info: u8,
+    rmid: u8,
+}
+
+impl Header {
+    #[inline]
+    fn read(bytes: &[u8; RECORD_HEADER]) -> Self {
+        let mut cursor = Cursor::new(bytes);
+        let mut read = || {
+            let (total, xid, prev) = (cursor.u32_le()?, cursor.u32_le()?, Lsn::new(cursor.u64_le()?));
+            Some(Self { total, xid, prev, info: cursor.u8()?, rmid: cursor.u8()? })
+        };
+        // All of it is there.
+        read().unwrap_or_default()
+    }
+}
+
+/// What a page begins with: `XLogPageHeaderData`, and the first of a segment `XLogLongPageHeaderData`.
+#[derive(Clone, Copy, Default)]
+struct PageHeader {
+    magic: u16,
+    flags: u16,
+    tli: u32,
+    address: Lsn,
+    /// Bytes of the record that reaches into it that were not in the pages before.
+    continued: u32,
+    padding: u32,
+    system_id: u64,
+    segment_size: u32,
+    page_size: u32,
+}
+
+impl PageHeader {
+    fn read(bytes: &[u8; LONG_HEADER]) -> Self {
+        let mut cursor = Cursor::new(bytes);
+        let mut read = || {
+            Some(Self {
+                magic: cursor.u16_le()?,
+                flags: cursor.u16_le()?,
+                tli: cursor.u32_le()?,
+                address: Lsn::new(cursor.u64_le()?),
+                continued: cursor.u32_le()?,
+                padding: cursor.u32_le()?,
+                system_id: cursor.u64_le()?,
+                segment_size: cursor.u32_le()?,
+                page_size: cursor.u32_le()?,
+            })
+        };
+        // All of it is there.
+        read().unwrap_or_default()
+    }
+}
+
+/// The first of `bytes`, `most` of them at most.
+fn first(bytes: &[u8], most: u64) -> &[u8] {
+    usize::try_from(most).ok().and_then(|most| bytes.get(..most)).unwrap_or(bytes)
+}
+
+/// What is missing after so many more bytes, of which there are not more than are missing.
+fn less(missing: u32, bytes: usize) -> u32 {
+    missing.saturating_sub(u32::try_from(bytes).unwrap_or(u32::MAX))
 }
 
 fn aligned(lsn: Lsn) -> Lsn {
     Lsn::new(lsn.get().checked_next_multiple_of(8).unwrap_or(u64::MAX))
-}
-
-/// Little-endian reads in headers whose length the caller has made sure of.
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 mod same;

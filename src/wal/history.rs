@@ -82,8 +82,7 @@ impl History {
             return Err(HistoryError::TooLong(content.len()));
         }
         let mut switches: Vec<Switch> = Vec::new();
-        for (index, line) in content.split(|b| *b == b'\n').enumerate() {
-            let number = index + 1;
+        for (number, line) in (1..).zip(content.split(|b| *b == b'\n')) {
             // The reason may hold any bytes (a restore point's name); the rest is ASCII.
             let line = String::from_utf8_lossy(line);
             let line = line.trim();

@@ -55,6 +55,7 @@ impl Sub for Lsn {
     ///
     /// # Panics
     /// When `other` lies beyond `self`; use [`Lsn::saturating_sub`] for what a peer says.
+    #[expect(clippy::arithmetic_side_effects, reason = "asserted before")]
     fn sub(self, other: Self) -> u64 {
         assert!(self.0 >= other.0, "distance from {other} back to {self}");
         self.0 - other.0

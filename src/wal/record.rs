@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 use super::Lsn;
+use crate::cursor::Cursor;
 
 /// Resource managers, from `src/include/access/rmgrlist.h`.
 const RM_XLOG: u8 = 0;
@@ -187,7 +188,7 @@ impl Record<'_> {
             XACT_ABORT_PREPARED => (false, true),
             _ => return None,
         };
-        let time = ServerTime(i64::from_le_bytes(self.main_start()?));
+        let time = ServerTime(self.main()?.i64_le()?);
         let xid = if prepared { self.prepared_xid() } else { Some(self.xid) };
         Some(TransactionEnd { time, committed, xid })
     }
@@ -203,24 +204,26 @@ impl Record<'_> {
         const STATISTICS: u32 = 1 << 8;
         /// 17's; later ones count statistics by 64 bits.
         const NARROW_STATISTICS: u16 = 0xD116;
-        let word = |at: usize| {
-            let bytes = self.main()?.get(at..)?.first_chunk().copied()?;
-            Some(u32::from_le_bytes(bytes))
-        };
+        /// The time before that word, and what names a database.
+        const TIME: usize = 8;
+        const NAME: usize = 8;
         if self.info & XACT_HAS_INFO == 0 {
             return None;
         }
-        let (holds, mut at) = (word(8)?, 12);
+        let mut main = self.main()?;
+        main.take(TIME)?;
+        let holds = main.u32_le()?;
         if holds & DATABASE != 0 {
-            at += 8;
+            main.take(NAME)?;
         }
         let statistic = if self.magic > NARROW_STATISTICS { 16 } else { 12 };
         for (bit, size) in [(SUBTRANSACTIONS, 4), (FILES, 12), (STATISTICS, statistic), (INVALIDATIONS, 16)] {
             if holds & bit != 0 {
-                at = usize::try_from(word(at)?).ok()?.checked_mul(size)?.checked_add(4)?.checked_add(at)?;
+                let count = usize::try_from(main.u32_le()?).ok()?;
+                main.take(count.checked_mul(size)?)?;
             }
         }
-        if holds & TWO_PHASE != 0 { word(at) } else { None }
+        if holds & TWO_PHASE != 0 { main.u32_le() } else { None }
     }
 
     /// The point that it names, if it does.
@@ -228,8 +231,9 @@ impl Record<'_> {
         if self.rmid != RM_XLOG || self.info & 0xF0 != XLOG_RESTORE_POINT {
             return None;
         }
-        let time = ServerTime(i64::from_le_bytes(self.main_start()?));
-        let name = self.main()?.get(8..8 + NAME_ROOM)?;
+        let mut main = self.main()?;
+        let time = ServerTime(main.i64_le()?);
+        let name = main.take(NAME_ROOM)?;
         Some(RestorePoint { time, name: name.split(|byte| *byte == 0).next().unwrap_or_default() })
     }
 
@@ -240,7 +244,9 @@ impl Record<'_> {
         if self.rmid != RM_XLOG || !matches!(self.info & 0xF0, XLOG_CHECKPOINT_SHUTDOWN | XLOG_CHECKPOINT_ONLINE) {
             return None;
         }
-        let seconds = i64::from_le_bytes(self.main()?.get(TIME..)?.first_chunk().copied()?);
+        let mut main = self.main()?;
+        main.take(TIME)?;
+        let seconds = main.i64_le()?;
         Some(ServerTime(seconds.checked_mul(1_000_000)?.checked_sub(ServerTime::EPOCH)?))
     }
 
@@ -251,7 +257,7 @@ impl Record<'_> {
             return None;
         }
         // The object id, then the path with a NUL at its end.
-        let path = self.main().and_then(|main| main.get(4..)).unwrap_or_default();
+        let path = self.main().and_then(|mut main| main.take(4).map(|_| main.rest())).unwrap_or_default();
         path.split(|byte| *byte == 0).next()
     }
 
@@ -267,37 +273,35 @@ impl Record<'_> {
     }
 
     fn read_truncation(&self) -> Option<Truncation> {
-        let (words, rest) = self.main()?.as_chunks::<4>();
-        let [blocks, tablespace, database, relation, flags] = words else { return None };
-        let [blocks, tablespace, database, relation, flags] =
-            [blocks, tablespace, database, relation, flags].map(|word| u32::from_le_bytes(*word));
+        let mut main = self.main()?;
+        let (blocks, tablespace, database) = (main.u32_le()?, main.u32_le()?, main.u32_le()?);
+        let (relation, flags) = (main.u32_le()?, main.u32_le()?);
+        main.end()?;
         let known = TRUNCATE_MAIN | TRUNCATE_VISIBILITY | TRUNCATE_FREE_SPACE;
         let (main, visibility) = (flags & TRUNCATE_MAIN != 0, flags & TRUNCATE_VISIBILITY != 0);
-        let sound = rest.is_empty() && flags & !known == 0;
-        sound.then_some(Truncation { tablespace, database, relation, blocks, main, visibility })
+        (flags & !known == 0).then_some(Truncation { tablespace, database, relation, blocks, main, visibility })
     }
 
     fn main_lsn(&self) -> Option<Lsn> {
-        self.main_start().map(|bytes| Lsn::new(u64::from_le_bytes(bytes)))
-    }
-
-    fn main_start(&self) -> Option<[u8; 8]> {
-        self.main()?.first_chunk().copied()
+        self.main()?.u64_le().map(Lsn::new)
     }
 
     /// The main data of a record without block references, and what follows it.
-    fn main(&self) -> Option<&[u8]> {
-        let mut at = 0;
+    fn main(&self) -> Option<Cursor<'_>> {
+        let mut data = Cursor::new(self.data);
         loop {
-            match *self.data.get(at)? {
-                ORIGIN => at += 1 + 2,
-                TOPLEVEL_XID => at += 1 + 4,
-                SHORT_DATA => break at += 1 + 1,
-                LONG_DATA => break at += 1 + 4,
+            let (passed_over, last) = match data.u8()? {
+                ORIGIN => (2, false),
+                TOPLEVEL_XID => (4, false),
+                SHORT_DATA => (1, true),
+                LONG_DATA => (4, true),
                 _ => return None,
+            };
+            data.take(passed_over)?;
+            if last {
+                return Some(data);
             }
         }
-        self.data.get(at..)
     }
 }
 

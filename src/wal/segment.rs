@@ -29,7 +29,7 @@ impl SegmentSize {
     pub fn from_show(text: &str) -> Result<Self, ParseSegmentSizeError> {
         let wrong = || ParseSegmentSizeError(text.to_owned());
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = match &text[digits.len()..] {
+        let unit = match text.get(digits.len()..).unwrap_or_default() {
             "MB" => 1 << 20,
             "GB" => 1 << 30,
             _ => return Err(wrong()),
@@ -44,6 +44,7 @@ impl SegmentSize {
     }
 
     /// Segments in the 4 GiB that the middle part of a file name counts.
+    #[expect(clippy::arithmetic_side_effects, reason = "no size is 0")]
     const fn per_name(self) -> u64 {
         (1 << 32) / self.0
     }
@@ -64,6 +65,7 @@ pub struct Segment {
 
 impl Segment {
     /// The segment that holds the byte at `pos`.
+    #[expect(clippy::arithmetic_side_effects, reason = "no size is 0")]
     pub const fn containing(pos: Pos, size: SegmentSize) -> Self {
         Self { tli: pos.tli(), no: pos.lsn().get() / size.bytes(), size }
     }
@@ -80,10 +82,11 @@ impl Segment {
         if bytes.len() != 24 || !bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F')) {
             return None;
         }
-        let part = |range| u32::from_str_radix(&name[range], 16).ok();
+        let part = |range| u32::from_str_radix(name.get(range)?, 16).ok();
         let (tli, high, low) = (TimelineId::new(part(0..8)?)?, part(8..16)?, part(16..24)?);
         let low = u64::from(low);
-        (low < size.per_name()).then(|| Self { tli, no: u64::from(high) * size.per_name() + low, size })
+        let no = u64::from(high).checked_mul(size.per_name())?.checked_add(low)?;
+        (low < size.per_name()).then_some(Self { tli, no, size })
     }
 
     /// The timeline in the file's name. Pages before a switch point in it may bear older ones.
@@ -124,7 +127,7 @@ impl Segment {
     /// The one after it on the same timeline.
     #[must_use]
     pub const fn next(self) -> Self {
-        Self { no: self.no + 1, ..self }
+        Self { no: self.no.saturating_add(1), ..self }
     }
 
     /// The one before it on the same timeline; `None` before the first.
@@ -153,6 +156,7 @@ impl Segment {
 }
 
 impl fmt::Display for Segment {
+    #[expect(clippy::arithmetic_side_effects, reason = "no size is more than what a name counts")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let per = self.size.per_name();
         write!(f, "{:08X}{:08X}{:08X}", self.tli.get(), self.no / per, self.no % per)

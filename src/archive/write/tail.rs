@@ -21,7 +21,7 @@ const BUFFER: u64 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Tail {
     buffer: AlignedBuf,
-    start: Lsn,
+    pub(super) start: Lsn,
     len: usize,
     /// Exclusive end of what the kernel has.
     pub(super) written: Lsn,
@@ -153,11 +153,6 @@ impl Tail {
             self.len = end;
         }
         room
-    }
-
-    /// Where the bytes begin that have gathered, if there are any.
-    pub(super) const fn gathered(&self) -> Option<Lsn> {
-        if self.len > 0 { Some(self.start) } else { None }
     }
 
     /// Exclusive end of what has been gathered.

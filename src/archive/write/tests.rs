@@ -224,3 +224,18 @@ fn p1_what_follows_a_synced_part_takes_nothing_from_it() {
         }
     }
 }
+
+#[test]
+fn a_folder_that_is_there_no_more_is_the_storages_failure() {
+    let (log, folder) = (log(), Folder::new());
+    let mut writer = folder.begin().writer;
+    feed(&mut writer, &log, START + SIZE / 2, 7777);
+    assert!(writer.settle().unwrap().is_some());
+    // As when its file system is taken out of the directory tree: files that are open stay so.
+    let (there, away) = (folder.dir.path(), folder.dir.path().with_extension("away"));
+    fs::rename(there, &away).unwrap();
+    let error = writer.append(&log.bytes[SIZE as usize / 2..2 * SIZE as usize], &mut |_| {}).unwrap_err();
+    fs::rename(away, there).unwrap();
+    let WriteError::Archive(ArchiveError::Disk(error)) = error else { panic!("{error}") };
+    assert_eq!(error.trouble(), Trouble::Failed, "{error}");
+}

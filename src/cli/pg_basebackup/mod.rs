@@ -10,11 +10,13 @@ mod words;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::pg_words::{self, Said};
 use super::{Exit, signals};
-use crate::basebackup::{self, Destination, basebackup};
+use crate::basebackup::{self, Destination, Sync, basebackup};
 use crate::connection::Conninfo;
+use crate::disk::{Disk, Real};
 use crate::protocol::ServerVersion;
 use crate::receive::Upstream;
 use options::{Asked, Options};
@@ -98,7 +100,11 @@ impl Options {
         let stop = signals::stop_at_hangup_too()?;
         let mut teller = Teller::new(name.text(), &self);
         let options = self.engines(&upstream, conninfo, application_name);
-        match basebackup(upstream, &options, &stop, &mut |event| teller.tell(event)).await {
+        let disk: Arc<dyn Disk> = Arc::new(match options.sync {
+            Sync::None => Real::without_syncs(),
+            Sync::Fsync | Sync::Syncfs => Real::new(),
+        });
+        match basebackup(disk, upstream, &options, &stop, &mut |event| teller.tell(event)).await {
             Ok(done) => {
                 teller.done(&done);
                 Ok(())

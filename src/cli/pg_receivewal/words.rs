@@ -202,6 +202,10 @@ impl<'a> Teller<'a> {
             Event::SlotLost(name) => warning(&format!("replication slot \"{name}\" has lost its WAL and was dropped")),
             // This name makes no slots while it receives.
             Event::SlotLeft { .. } => {}
+            Event::HeldUp(time) => {
+                warning(&format!("the storage has not answered for {:.0} seconds", time.as_secs_f64()));
+            }
+            Event::GotOn(time) => line(&format!("the storage answers again, after {:.0} seconds", time.as_secs_f64())),
             Event::StillFull => warning("there is still no room for a segment; waiting for it"),
             Event::SlotMade(name) => line(&format!("created replication slot \"{name}\"")),
             Event::RemoteApply => {

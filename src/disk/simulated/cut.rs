@@ -21,6 +21,9 @@ enum Left {
     All,
     /// What these dice decide.
     Some(u64),
+    /// Those whose bits are set: of the names by change, of the data by sector and size, each in the order in which
+    /// the disk has them.
+    These(u64),
 }
 
 impl fmt::Display for Fate {
@@ -35,12 +38,14 @@ impl fmt::Display for Left {
             Self::Nothing => f.write_str("nothing"),
             Self::All => f.write_str("all"),
             Self::Some(dice) => write!(f, "some (dice {dice:#x})"),
+            Self::These(chosen) => write!(f, "some (those of {chosen:#b})"),
         }
     }
 }
 
 impl Fate {
-    /// The corners, and `mixes` in between where there is anything to mix.
+    /// The corners, and `mixes` in between where there is anything to mix; and all subsets of the names, and of the
+    /// data, where these are no more.
     pub(super) fn all(state: &State, seed: u64, mixes: u64) -> Vec<Self> {
         let (sectors, changes) = state.unsynced();
         let ends = |pending| if pending > 0 { &[Left::Nothing, Left::All][..] } else { &[Left::All] };
@@ -49,8 +54,37 @@ impl Fate {
         if sectors > 1 || changes > 1 {
             let mut dice = Dice(seed);
             fates.extend((0..mixes).map(|_| Self { data: Left::Some(dice.roll()), names: Left::Some(dice.roll()) }));
+            for names in subsets(changes, mixes) {
+                fates.push(Self { data: Left::All, names });
+                fates.push(Self { data: Left::Some(dice.roll()), names });
+            }
+            for data in subsets(sectors, mixes) {
+                fates.push(Self { data, names: Left::All });
+                fates.push(Self { data, names: Left::Some(dice.roll()) });
+            }
         }
         fates
+    }
+}
+
+/// All proper subsets of so many, unless there are more than `most` subsets.
+fn subsets(of: usize, most: u64) -> impl Iterator<Item = Left> {
+    let all = u32::try_from(of).ok().and_then(|of| 1_u64.checked_shl(of)).filter(|all| *all <= most).unwrap_or(0);
+    (1..all.saturating_sub(1)).map(Left::These)
+}
+
+/// Whether the next one is chosen, for each that there is.
+#[derive(Clone, Copy)]
+struct Chosen {
+    bits: u64,
+    next: u32,
+}
+
+impl Chosen {
+    fn next(&mut self) -> bool {
+        let chosen = self.bits.checked_shr(self.next).unwrap_or(0) & 1 == 1;
+        self.next += 1;
+        chosen
     }
 }
 
@@ -96,9 +130,11 @@ impl State {
 
     /// The disk as it is found after the power cut. Nothing is in the page cache.
     pub(super) fn cut(&self, fate: &Fate) -> Self {
+        let chosen = |left| Chosen { bits: if let Left::These(bits) = left { bits } else { 0 }, next: 0 };
+        let (mut data, mut names) = (chosen(fate.data), chosen(fate.names));
         let after = |(id, node): (Id, &Node)| match node {
-            Node::File(file) => Node::File(FileNode::at_rest(file.left(id, fate.data))),
-            Node::Dir(dir) => Node::Dir(DirNode::at_rest(dir.left(id, fate.names))),
+            Node::File(file) => Node::File(FileNode::at_rest(file.left(id, fate.data, &mut data))),
+            Node::Dir(dir) => Node::Dir(DirNode::at_rest(dir.left(id, fate.names, &mut names))),
             Node::Link(target) => Node::Link(target.clone()),
         };
         Self { nodes: self.nodes.iter().enumerate().map(after).collect() }
@@ -106,13 +142,17 @@ impl State {
 }
 
 impl DirNode {
-    fn left(&self, id: Id, left: Left) -> BTreeMap<OsString, Id> {
+    fn left(&self, id: Id, left: Left, chosen: &mut Chosen) -> BTreeMap<OsString, Id> {
+        let mut names = self.durable.clone();
         let mut dice = match left {
-            Left::Nothing => return self.durable.clone(),
+            Left::Nothing => return names,
             Left::All => return self.names().clone(),
+            Left::These(_) => {
+                self.changes.iter().filter(|_| chosen.next()).for_each(|change| change.apply(&mut names));
+                return names;
+            }
             Left::Some(seed) => Dice::of(seed, id),
         };
-        let mut names = self.durable.clone();
         // In the order in which they were made, as a journal has them; or any of them.
         let first = if dice.heads() { Some(dice.below(self.changes.len() as u64 + 1)) } else { None };
         for (n, change) in self.changes.iter().enumerate() {
@@ -125,13 +165,20 @@ impl DirNode {
 }
 
 impl FileNode {
-    fn left(&self, id: Id, left: Left) -> Content {
+    fn left(&self, id: Id, left: Left, chosen: &mut Chosen) -> Content {
+        let mut content = self.durable.clone();
         let mut dice = match left {
-            Left::Nothing => return self.durable.clone(),
+            Left::Nothing => return content,
             Left::All => return self.device.clone(),
+            Left::These(_) => {
+                self.write_units(&mut content, SECTOR, &mut || chosen.next());
+                if self.is_unsynced() {
+                    content.set_len(if chosen.next() { self.device.len() } else { self.durable.len() });
+                }
+                return content;
+            }
             Left::Some(seed) => Dice::of(seed, id),
         };
-        let mut content = self.durable.clone();
         // Devices differ in what they take at once; a larger one tears less finely.
         let unit = if dice.below(4) == 0 { BLOCK } else { SECTOR };
         match dice.below(4) {

@@ -177,3 +177,92 @@ fn locks_links_and_trees_are_as_on_a_real_disk() {
     disk.remove_tree(&path("a")).unwrap();
     assert_eq!(disk.metadata(&path("l/f")).unwrap(), None);
 }
+
+/// Each of the blocks is whole: 512 or 4096 bytes at once, as the device takes them.
+#[test]
+fn writes_are_torn_at_both_sizes_of_a_sector() {
+    let disk = Simulated::new(BLOCK);
+    let mut file = disk.create_zeroed(&path("a"), 4 * BLOCK as u64, 0o600).unwrap();
+    let mut bytes = AlignedBuf::zeroed(4 * BLOCK);
+    bytes.fill(1);
+    let (mut file, _) = {
+        file.write_at(0, &bytes).unwrap();
+        file.sync().unwrap()
+    };
+    let _ = disk.sync_dir(&path("")).unwrap();
+    bytes.fill(2);
+    file.write_at(0, &bytes).unwrap();
+    let (mut torn_inside_blocks, mut torn_between_blocks) = (0, 0);
+    for found in outcomes(&disk, "a").into_iter().flatten() {
+        let whole = |unit: usize| found.chunks(unit).all(|unit| unit.iter().all(|byte| *byte == unit[0]));
+        assert!(whole(SECTOR), "torn inside a sector");
+        torn_inside_blocks += usize::from(!whole(BLOCK));
+        torn_between_blocks += usize::from(whole(BLOCK) && !whole(4 * BLOCK));
+    }
+    assert!(torn_inside_blocks > 50 && torn_between_blocks > 5, "{torn_inside_blocks} {torn_between_blocks}");
+}
+
+#[test]
+fn of_a_few_changes_every_subset_is_left() {
+    let disk = Simulated::new(BLOCK);
+    for name in ["a", "b", "c", "d"] {
+        disk.add_dir(&path(name), 0o700).unwrap();
+    }
+    let left = |images: u64| {
+        let names = |image: Simulated| image.list(&path("")).unwrap().into_iter().map(|entry| entry.name).collect();
+        let mut all: Vec<Vec<_>> = disk.crash_images(1, images).map(names).collect();
+        all.sort();
+        all.dedup();
+        all.len()
+    };
+    assert!(left(2) < 16);
+    assert_eq!(left(16), 16);
+    let disk = Simulated::new(BLOCK);
+    let file = put(&disk, "a", &[1; 3 * SECTOR]);
+    let _ = disk.publish(file, &path("a"), &path("b")).unwrap();
+    let mut file = disk.open(&path("b"), Access::Write).unwrap();
+    file.write_at(0, &[2; 3 * SECTOR]).unwrap();
+    let mut all: Vec<_> = disk.crash_images(1, 16).map(|image| read(&image, "b", Access::Read).unwrap()).collect();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 8);
+}
+
+/// Whatever can be asked of a disk can fail.
+#[test]
+fn each_kind_of_call_fails_when_told() {
+    let disk = Simulated::new(BLOCK);
+    let _ = put(&disk, "a", b"abc").sync().unwrap();
+    disk.symlink(Path::new("/a"), &path("l")).unwrap();
+    type Work = fn(&Simulated) -> Result<(), DiskError>;
+    let works: [(Call, Work); 20] = [
+        (Call::Create, |disk| disk.create(&path("b"), 0o600).map(drop)),
+        (Call::Create, |disk| disk.add_dir(&path("b"), 0o700)),
+        (Call::Create, |disk| disk.symlink(Path::new("/a"), &path("b"))),
+        (Call::Open, |disk| disk.open(&path("a"), Access::Read).map(drop)),
+        (Call::Read, |disk| disk.open(&path("a"), Access::Read)?.read_at(0, &mut [0; 3]).map(drop)),
+        (Call::Write, |disk| disk.open(&path("a"), Access::Write)?.write_at(0, b"x")),
+        (Call::Write, |disk| disk.create_zeroed(&path("b"), 10, 0o600).map(drop)),
+        (Call::Sync, |disk| disk.open(&path("a"), Access::Write)?.sync().map(drop)),
+        (Call::SyncDir, |disk| disk.sync_dir(&path("")).map(drop)),
+        (Call::SyncFilesystem, |disk| disk.sync_filesystem(&path("")).map(drop)),
+        (Call::Rename, |disk| disk.rename(&path("a"), &path("b"))),
+        (Call::Remove, |disk| disk.remove(&path("a"))),
+        (Call::Remove, |disk| disk.remove_tree(&path("a"))),
+        (Call::List, |disk| disk.list(&path("")).map(drop)),
+        (Call::Look, |disk| disk.metadata(&path("a")).map(drop)),
+        (Call::Look, |disk| disk.read_link(&path("l")).map(drop)),
+        (Call::Look, |disk| disk.open(&path("a"), Access::Read)?.size().map(drop)),
+        (Call::Room, |disk| disk.available(&path("")).map(drop)),
+        (Call::SetAccess, |disk| disk.set_access(&path("a"), 0o600, None)),
+        (Call::Lock, |disk| disk.lock_shared(&path("a")).map(drop)),
+    ];
+    for (call, work) in works {
+        work(&disk.after(disk.operations())).unwrap();
+        let failing = disk.after(disk.operations());
+        failing.fail(call, 1, Fault::Io);
+        let failed = work(&failing).unwrap_err();
+        assert_eq!(failed.io().raw_os_error(), Some(Errno::IO.raw_os_error()), "{call:?}: {failed}");
+    }
+    assert!(Call::ALL.iter().all(|call| works.iter().any(|(of, _)| of == call)));
+}

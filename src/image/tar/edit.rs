@@ -1,6 +1,7 @@
 //! Changing an archive on its way: more at the end of one file, a file left out, files added at the end.
 
-use super::{BLOCK, FeedError, Header, Member, MemberKind, TarError, copy};
+use super::{BLOCK, FeedError, Header, Member, MemberKind, TarError, padding};
+use crate::cursor::fill;
 
 /// What a file that gets more at its end may have had before.
 const MAX_GATHERED: u64 = 16 << 20;
@@ -123,8 +124,7 @@ impl TarEdit {
     /// # Errors
     /// When `out` fails.
     pub fn pad<E>(&self, size: u64, out: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
-        let over = (size % BLOCK as u64) as usize;
-        match END.get(..(BLOCK - over) % BLOCK) {
+        match END.get(..padding(size)) {
             Some(padding) if !padding.is_empty() => out(padding),
             _ => Ok(()),
         }
@@ -161,23 +161,23 @@ impl TarEdit {
         let part = |used: usize| bytes.get(..used).unwrap_or_default();
         Ok(match state {
             State::Header { mut block, mut filled } => {
-                let used = copy(&mut block[..], filled, bytes);
-                filled += used;
+                let used = fill(&mut block[..], filled, bytes);
+                filled = filled.saturating_add(used);
                 if filled < BLOCK { (State::Header { block, filled }, used) } else { (self.member(block, out)?, used) }
             }
             State::Passing(left) => {
                 let used = upto(left);
                 out(part(used)).map_err(FeedError::Seen)?;
-                (next(left - used as u64, State::Passing), used)
+                (next(left.saturating_sub(used as u64), State::Passing), used)
             }
             State::Omitting(left) => {
                 let used = upto(left);
-                (next(left - used as u64, State::Omitting), used)
+                (next(left.saturating_sub(used as u64), State::Omitting), used)
             }
             State::Gathering { header, mut content, left, padding } => {
                 let used = upto(left);
                 content.extend_from_slice(part(used));
-                let left = left - used as u64;
+                let left = left.saturating_sub(used as u64);
                 if left > 0 {
                     (State::Gathering { header, content, left, padding }, used)
                 } else {
@@ -206,10 +206,11 @@ impl TarEdit {
             MemberKind::File { size } => size,
             MemberKind::Directory | MemberKind::Symlink { .. } => 0,
         };
-        let padding = size.next_multiple_of(BLOCK as u64) - size;
+        let padding = padding(size) as u64;
+        let padded = size.saturating_add(padding);
         let named = |name: &str| path.as_bytes() == name.as_bytes();
         if self.omitted.is_some_and(named) {
-            return Ok(next(size + padding, State::Omitting));
+            return Ok(next(padded, State::Omitting));
         }
         if self.appended.as_ref().is_some_and(|appended| named(appended.name)) {
             if size > MAX_GATHERED {
@@ -223,7 +224,7 @@ impl TarEdit {
             };
         }
         out(&block[..]).map_err(FeedError::Seen)?;
-        Ok(next(size + padding, State::Passing))
+        Ok(next(padded, State::Passing))
     }
 
     /// The file that gets more is whole.
@@ -273,8 +274,8 @@ fn put<E>(
     content: &[u8],
     out: &mut impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), FeedError<E>> {
-    let padding = content.len().next_multiple_of(BLOCK) - content.len();
-    for piece in [&header[..], content, END.get(..padding).unwrap_or_default()] {
+    let zeros = END.get(..padding(content.len() as u64)).unwrap_or_default();
+    for piece in [&header[..], content, zeros] {
         if !piece.is_empty() {
             out(piece).map_err(FeedError::Seen)?;
         }
@@ -285,7 +286,11 @@ fn put<E>(
 /// Fills a field, with zeros behind the value.
 fn write(header: &mut [u8; BLOCK], from: usize, len: usize, value: &[u8]) -> Result<(), TarError> {
     let too_long = TarError::Number { at: 0, field: "field that holds it" };
-    let field = header.get_mut(from..from + len).filter(|field| value.len() <= field.len()).ok_or(too_long)?;
+    let field = header
+        .get_mut(from..)
+        .and_then(|field| field.get_mut(..len))
+        .filter(|field| value.len() <= field.len())
+        .ok_or(too_long)?;
     field.fill(0);
     for (to, byte) in field.iter_mut().zip(value) {
         *to = *byte;
@@ -295,7 +300,7 @@ fn write(header: &mut [u8; BLOCK], from: usize, len: usize, value: &[u8]) -> Res
 
 /// Octal digits and a blank, as servers write them; in base-256 where they do not suffice.
 fn number(header: &mut [u8; BLOCK], from: usize, len: usize, value: u64) -> Result<(), TarError> {
-    let octal = format!("{value:0width$o} ", width = len - 1);
+    let octal = format!("{value:0width$o} ", width = len.saturating_sub(1));
     if octal.len() == len {
         return write(header, from, len, octal.as_bytes());
     }

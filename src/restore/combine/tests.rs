@@ -5,7 +5,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::super::{Goal, Options, Owner, lay_down, plan};
+use super::super::tests::crash::Case;
+use super::super::{Goal, Options, Owner, Plan, lay_down, plan};
 use super::*;
 use crate::image::{Comparison, Listed, Unequal};
 use crate::repository::Which;
@@ -71,7 +72,7 @@ impl Scene {
         Self { top, repository, seals }
     }
 
-    fn restore(&self) -> Result<super::super::Restored, RestoreError> {
+    fn plan(&self) -> Result<Plan, RestoreError> {
         let options = Options {
             which: Which::Latest,
             target: self.top.path().join("data"),
@@ -84,8 +85,11 @@ impl Scene {
             program: "/bin/true".into(),
         };
         open_to_all(self.top.path());
-        let plan = plan(&self.repository, &options)?;
-        lay_down(&self.repository, &plan, &mut |_| ControlFlow::Continue(()))
+        plan(&self.repository, &options)
+    }
+
+    fn restore(&self) -> Result<super::super::Restored, RestoreError> {
+        lay_down(&self.repository, &self.plan()?, &mut |_| ControlFlow::Continue(()))
     }
 
     fn read(&self, below: &str) -> Vec<u8> {
@@ -170,6 +174,19 @@ fn a_chain_becomes_the_full_backup_that_it_amounts_to() {
     assert!(matches!(unequal, Unequal::Files { others: 0, .. }), "but for what is configured: {unequal}");
     assert_eq!(restored.compared.files, manifest.files().len() as u64);
     assert_eq!(manifest.system_identifier(), Some(scene.repository.system_id()));
+}
+
+/// P3: a chain is laid down as one backup is.
+#[test]
+fn p3_the_combining_of_a_chain_is_cut_off_anywhere() {
+    let scene = Scene::new(vec![
+        vec![file("base/5/1", blocks(&[1, 2, 3, 4])), file("base/5/2", blocks(&[1, 2]))],
+        vec![file("base/5/INCREMENTAL.1", changes(&[(0, 11)], 4)), file("base/5/INCREMENTAL.2", changes(&[], 2))],
+        vec![file("base/5/INCREMENTAL.1", changes(&[(3, 22)], 4)), file("base/5/new", blocks(&[3]))],
+    ]);
+    let case = Case::new(scene.top.path(), scene.plan().unwrap());
+    case.is_cut_off_anywhere();
+    case.starts_nothing_whatever_call_fails();
 }
 
 /// Whole, then changes that reach over where the file was cut off: what is behind the cut is the later backup's, or

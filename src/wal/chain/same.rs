@@ -27,7 +27,7 @@ impl Chain {
             && rules(self) == rules(other)
             && links(self) == links(other)
             && self.route == other.route
-            && self.page_header[..self.page_header_got] == other.page_header[..other.page_header_got]
+            && self.page_header.get(..self.page_header_got) == other.page_header.get(..other.page_header_got)
             && self.open_like(other)
     }
 
@@ -41,7 +41,7 @@ impl Chain {
         match (self.state, other.state) {
             (State::Head { left: a }, State::Head { left: b }) => a == b,
             (State::Header { got: a }, State::Header { got: b }) => {
-                a == b && begun() && self.open.header[..a] == other.open.header[..b]
+                a == b && begun() && self.open.header.get(..a) == other.open.header.get(..b)
             }
             (State::Data { left: a }, State::Data { left: b }) => {
                 a == b && begun() && read() && self.open.header == other.open.header

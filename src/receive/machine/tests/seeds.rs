@@ -68,6 +68,7 @@ struct Writer {
     /// What of it the kernel has.
     written: u64,
     durable: u64,
+    /// Below this it compares, and calls nothing durable.
     held: u64,
     told: VecDeque<(Instant, Input)>,
 }
@@ -201,7 +202,9 @@ impl<'a> Conversation<'a> {
             Fate::Silence if world.settings.sender_timeout.is_none() => Fate::Cut,
             fate => fate,
         };
-        let writer = Writer { appended: start, written: start, held: world.held, ..Writer::default() };
+        // One that builds a partial anew, beside the old one, and is careless about it: the machine must not be.
+        let held = if world.dice.one_in(4) { start } else { world.held };
+        let writer = Writer { appended: start, written: start, held, ..Writer::default() };
         let slow = [2, 30, 400][world.dice.below(3) as usize];
         Self {
             receiver,
@@ -487,17 +490,18 @@ impl<'a> Conversation<'a> {
             Some(Violation::AfterEnd) => panic!("nothing was sent after the end"),
         }
         let appended = self.writer.appended;
-        if self.fate == Fate::Killed {
+        let there = if self.fate == Fate::Killed {
             // Of what was not synced any part may be there.
             let least = self.writer.durable.max(self.writer.held.min(appended));
-            let there = least + self.world.dice.below(appended.saturating_sub(least) + 1);
-            self.world.held = self.writer.held.max(there);
+            least + self.world.dice.below(appended.saturating_sub(least) + 1)
         } else {
             // The writer still does what it was told, and closes.
             let left = self.writer.queue.iter().chain(&self.writer.waiting);
             let len = |action: &Action| if let Action::Append(data) = action { data.len() as u64 } else { 0 };
-            self.world.held = self.writer.held.max(appended + left.map(len).sum::<u64>());
-        }
+            appended + left.map(len).sum::<u64>()
+        };
+        // What was there before stays until more is durable.
+        self.world.held = self.world.held.max(there);
         assert!(self.world.held >= self.world.reported, "what was reported is lost");
         // Whatever becomes of the process, somebody tries again.
         self.world.now += self.world.dice.ms(10_000);

@@ -1,0 +1,4 @@
+//! What the fuzz targets call.
+
+#[path = "../fuzz/entries.rs"]
+pub mod entries;
