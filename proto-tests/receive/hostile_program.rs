@@ -45,6 +45,10 @@ struct Ended {
 
 /// Runs the program in a folder, and looks at its memory as long as it runs.
 fn run(arguments: &[&str], folder: &Path) -> Ended {
+    run_for(END, arguments, folder)
+}
+
+fn run_for(limit: Duration, arguments: &[&str], folder: &Path) -> Ended {
     let mut child = Command::new(env!("CARGO_BIN_EXE_walhold"))
         .args(arguments)
         .env_clear()
@@ -71,7 +75,7 @@ fn run(arguments: &[&str], folder: &Path) -> Ended {
         if let Some(status) = child.try_wait().unwrap() {
             break status.code();
         }
-        if begun.elapsed() > END {
+        if begun.elapsed() > limit {
             child.kill().unwrap();
             child.wait().unwrap();
             break None;
