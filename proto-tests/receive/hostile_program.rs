@@ -113,7 +113,9 @@ async fn refuses<F: Future<Output = ()> + Send>(
     eprintln!("{words}: {} KiB, {:?}", ended.peak, ended.took);
     assert!(ended.said.contains(words), "{words:?} is not in what it said:\n{}", ended.said);
     assert_eq!(ended.code, Some(code), "{ended:?}");
-    assert!(ended.peak > 1000 && ended.peak < MEMORY, "{} KiB of memory: {}", ended.peak, ended.said);
+    // One that ends at once has hardly been looked at.
+    let seen = ended.peak > 1000 || ended.took < Duration::from_millis(500);
+    assert!(seen && ended.peak < MEMORY, "{} KiB of memory: {}", ended.peak, ended.said);
     let count = |dir: &Path| fs::read_dir(dir).unwrap().count();
     let around = (count(folder.path()), count(&folder.path().join("outside")));
     assert_eq!(around, (3, 1), "something was written outside: {}", ended.said);
