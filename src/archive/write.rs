@@ -315,7 +315,7 @@ impl Writer {
             None => self.archive.sync_names()?,
         };
         let durable = Durable::new(self.at(), &data, &entry);
-        if open.since.elapsed() > SLOW_SEGMENT {
+        if open.since.elapsed() > SLOW_SEGMENT && self.archive.live().is_none() {
             self.spare.fill(&self.archive);
         }
         self.open = Some(Open { file: Some(file), entry: Some(entry), ..open });
@@ -481,10 +481,12 @@ impl Writer {
 
     fn create(&mut self, segment: Segment, path: PathBuf, named: bool) -> Result<Open, WriteError> {
         let archive = &self.archive;
-        let file = match (&self.body, self.spare.take(archive, &path)?) {
-            (Body::Packed(_), _) => archive.disk.create(&path, archive.file_mode)?,
-            (Body::Plain(_), Some(file)) => file,
-            (Body::Plain(_), None) => archive.disk.create_zeroed(&path, archive.size.bytes(), archive.file_mode)?,
+        let file = match &self.body {
+            Body::Packed(_) => archive.disk.create(&path, archive.file_mode)?,
+            Body::Plain(_) => match self.spare.take(archive, &path)? {
+                Some(file) => file,
+                None => archive.disk.create_zeroed(&path, archive.size.bytes(), archive.file_mode)?,
+            },
         };
         Ok(Open { segment, file: Some(file), path, entry: None, resumed: false, named, since: Instant::now() })
     }

@@ -7,7 +7,7 @@ use std::io::Read;
 
 use super::super::tests::{Folder, SIZE, START, feed, log};
 use super::*;
-use crate::archive::Resumption;
+use crate::archive::{Compressor, Resumption};
 use crate::codec::{self, Method, Packing};
 
 fn live(method: Method) -> Folder {
@@ -238,4 +238,40 @@ fn a_folder_that_is_there_no_more_is_the_storages_failure() {
     fs::rename(away, there).unwrap();
     let WriteError::Archive(ArchiveError::Disk(error)) = error else { panic!("{error}") };
     assert_eq!(error.trouble(), Trouble::Failed, "{error}");
+}
+
+/// After a slow segment the next file lies ready, filled with zeros. One that is compressed as it comes is another.
+#[test]
+fn a_file_that_was_made_ready_is_for_plain_segments() {
+    let log = log();
+    for live in [true, false] {
+        let mut folder = Folder::new();
+        let compressor = Compressor::start(&folder.archive, Packing::FAST, |_| {}).unwrap();
+        folder.archive = match live {
+            true => folder.archive.compressed_live(Packing::FAST),
+            false => folder.archive.compressed_by(&compressor),
+        };
+        let mut writer = folder.begin().writer;
+        feed(&mut writer, &log, START + 1000, 1000);
+        std::thread::sleep(SLOW_SEGMENT + Duration::from_millis(50));
+        let _ = writer.settle().unwrap().unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        writer.expect(Lsn::new(u64::MAX));
+        feed(&mut writer, &log, log.at(), 50_000);
+        let _ = writer.close().unwrap().unwrap();
+        drop(compressor);
+        assert!(folder.names().contains(&name(START / SIZE + 1, Method::Zstd, false)), "{:?}", folder.names());
+        let mut at = START;
+        while at < log.at() {
+            let mut reader = folder.archive.open_segment(folder.segment(at / SIZE), Access::Read).unwrap().unwrap();
+            let end = log.at().min((at / SIZE + 1) * SIZE);
+            while at < end {
+                let bytes = reader.fill().unwrap();
+                let n = bytes.len().min((end - at) as usize);
+                assert!(n > 0 && bytes[..n] == log.bytes[(at - START) as usize..][..n], "{at:X}");
+                reader.consume(n);
+                at += n as u64;
+            }
+        }
+    }
 }
