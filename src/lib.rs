@@ -31,6 +31,7 @@ mod cursor;
 pub mod datadir;
 pub mod disk;
 pub mod drill;
+mod feed;
 pub mod image;
 pub mod protocol;
 pub mod receive;

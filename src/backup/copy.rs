@@ -4,7 +4,6 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -13,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::BackupError;
 use crate::codec::{Compression, Frames, ZSTD_FRAME};
 use crate::disk::{Disk, DiskError, File};
+use crate::feed::{Fed, Feed, feed};
 use crate::image::{
     ArchivePass, BackupLabel, BadPath, Compared, Comparison, ControlFile, IncrementReader, IncrementalError, Listed,
     ManifestAlgorithm, ManifestHead, Member, MemberKind, MemberPath, PassError, TarEnd, TarEvent, stands_for,
@@ -20,8 +20,6 @@ use crate::image::{
 use crate::repository::{Seal, SealedFile, Sha256Sum};
 use crate::spill::{Scratch, Spool};
 
-/// Pieces of the stream that may wait for the thread.
-const QUEUE: usize = 16;
 /// How much of a compressed archive gathers before it is written.
 const WRITE: usize = 1 << 20;
 /// The files of the copy that are looked into are no larger.
@@ -43,7 +41,7 @@ pub(super) enum Piece {
 /// Where the pieces go.
 #[derive(Debug)]
 pub(super) struct Copying {
-    pieces: SyncSender<Piece>,
+    pieces: Feed<Piece>,
     thread: JoinHandle<Result<Copied, BackupError>>,
 }
 
@@ -67,22 +65,24 @@ impl Copying {
         algorithm: ManifestAlgorithm,
         incremental: bool,
     ) -> Result<Self, BackupError> {
-        let (pieces, queue) = sync_channel(QUEUE);
-        let work = move || Copy::new(disk, dir, mode, compression, algorithm, incremental).work(&queue);
+        let (pieces, mut queue) = feed();
+        let work = move || Copy::new(disk, dir, mode, compression, algorithm, incremental).work(&mut queue);
         let thread = std::thread::Builder::new().name("copy".into()).spawn(work).map_err(BackupError::Thread)?;
         Ok(Self { pieces, thread })
     }
 
     /// Hands over a piece; `false` if the thread has failed, and [`Copying::finish`] says why.
-    pub(super) async fn put(&self, piece: Piece) -> bool {
-        match self.pieces.try_send(piece) {
-            Ok(()) => true,
-            Err(std::sync::mpsc::TrySendError::Disconnected(_)) => false,
-            Err(std::sync::mpsc::TrySendError::Full(piece)) => {
-                let pieces = self.pieces.clone();
-                tokio::task::spawn_blocking(move || pieces.send(piece).is_ok()).await.unwrap_or(false)
-            }
-        }
+    pub(super) async fn put(&mut self, piece: Piece) -> bool {
+        let bytes = match &piece {
+            Piece::Data(bytes) | Piece::ManifestData(bytes) => bytes.len(),
+            Piece::Archive(_) | Piece::ArchiveEnd | Piece::ManifestEnd => 0,
+        };
+        self.pieces.put(piece, bytes).await
+    }
+
+    /// Lets the thread have what has come so far.
+    pub(super) async fn hand_over(&mut self) -> bool {
+        self.pieces.hand_over().await
     }
 
     /// Whether the thread has failed, though there may be no piece to be handed over yet.
@@ -91,7 +91,8 @@ impl Copying {
     }
 
     /// Waits until all is written and compared.
-    pub(super) async fn finish(self) -> Result<Copied, BackupError> {
+    pub(super) async fn finish(mut self) -> Result<Copied, BackupError> {
+        let _ended = self.pieces.hand_over().await;
         drop(self.pieces);
         let thread = self.thread;
         match tokio::task::spawn_blocking(move || thread.join()).await {
@@ -170,8 +171,8 @@ impl Copy {
         }
     }
 
-    fn work(mut self, queue: &Receiver<Piece>) -> Result<Copied, BackupError> {
-        while let Ok(piece) = queue.recv() {
+    fn work(mut self, queue: &mut Fed<Piece>) -> Result<Copied, BackupError> {
+        while let Some(piece) = queue.next() {
             match piece {
                 Piece::Archive(oid) => self.begin(oid)?,
                 Piece::Data(bytes) => self.take(&bytes)?,

@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
         folder: &BackupFolder,
         tell: &mut impl FnMut(Event),
     ) -> Result<(Pos, Copied), BackupError> {
-        let copying = Copying::new(
+        let mut copying = Copying::new(
             self.repository.disk().clone(),
             folder.dir().to_owned(),
             self.repository.modes().file(),
@@ -143,7 +143,7 @@ impl<'a> Run<'a> {
             self.options.manifest_checksums,
             self.parent.is_some(),
         )?;
-        let pumped = self.pump(&copying, tell).await;
+        let pumped = self.pump(&mut copying, tell).await;
         // The thread must have ended before anybody removes what it writes.
         let copied = copying.finish().await;
         match pumped? {
@@ -153,7 +153,7 @@ impl<'a> Run<'a> {
     }
 
     /// From the server to the thread. `None` if the thread has failed.
-    async fn pump(&mut self, copying: &Copying, tell: &mut impl FnMut(Event)) -> Result<Option<Pos>, BackupError> {
+    async fn pump(&mut self, copying: &mut Copying, tell: &mut impl FnMut(Event)) -> Result<Option<Pos>, BackupError> {
         let stop_token = self.stop.clone();
         let mut stop = None;
         let mut taken = 0;
@@ -161,7 +161,7 @@ impl<'a> Run<'a> {
         loop {
             let next = timeout(LOOK, self.session.next_backup_event());
             let Ok(event) = unless_stopped(&stop_token, next).await? else {
-                if copying.has_ended() {
+                if copying.has_ended() || !copying.hand_over().await {
                     return Ok(None);
                 }
                 if heard.elapsed() > SILENCE {

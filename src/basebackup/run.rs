@@ -331,7 +331,7 @@ impl Run<'_> {
     async fn copy(&mut self, start: Pos, tell: &mut impl FnMut(Event)) -> Result<(Pos, Stored), Error> {
         let Some(place) = self.place.take() else { return Err(Error::Conflict("there is no place")) };
         let manifest = self.options.manifest;
-        let storing = Storing::new(Task {
+        let mut storing = Storing::new(Task {
             place,
             packed: self.options.server_compression.as_ref().and_then(ServerCompression::method),
             algorithm: manifest.map(|asked| asked.algorithm).filter(|_| self.options.verify),
@@ -341,7 +341,7 @@ impl Run<'_> {
         })?;
         let mut wal = self.wal.take();
         let pumped = {
-            let pump = self.pump(Some(&storing), tell);
+            let pump = self.pump(Some(&mut storing), tell);
             match &mut wal {
                 None => pump.await,
                 Some(wal) => tokio::select! {
@@ -361,7 +361,11 @@ impl Run<'_> {
     }
 
     /// Takes the server's stream to its end; `None` if the thread that stores it has failed.
-    async fn pump(&mut self, storing: Option<&Storing>, tell: &mut impl FnMut(Event)) -> Result<Option<Pos>, Error> {
+    async fn pump(
+        &mut self,
+        mut storing: Option<&mut Storing>,
+        tell: &mut impl FnMut(Event),
+    ) -> Result<Option<Pos>, Error> {
         let mut stop = None;
         let mut progress = Progress { done: 0, archives: 0, file: None };
         let mut told = Instant::now();
@@ -371,7 +375,9 @@ impl Run<'_> {
         loop {
             let next = timeout(LOOK, self.session.next_backup_event());
             let Ok(event) = unless_stopped(self.stop, next).await? else {
-                if storing.is_some_and(Storing::has_ended) {
+                if let Some(storing) = &mut storing
+                    && (storing.has_ended() || !storing.hand_over().await)
+                {
                     return Ok(None);
                 }
                 if let Some(limit) = limit.filter(|limit| heard.elapsed() > *limit) {
@@ -413,10 +419,10 @@ impl Run<'_> {
             };
             if told.elapsed() >= TELL {
                 told = Instant::now();
-                progress.file = storing.and_then(|storing| storing.shown.get());
+                progress.file = storing.as_ref().and_then(|storing| storing.shown.get());
                 tell(Event::Progress(progress.clone()));
             }
-            if let (Some(piece), Some(storing)) = (piece, storing)
+            if let (Some(piece), Some(storing)) = (piece, &mut storing)
                 && !storing.put(piece).await
             {
                 return Ok(None);

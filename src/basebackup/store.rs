@@ -3,7 +3,6 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -13,14 +12,13 @@ use super::BaseBackupError as Error;
 use super::fetched::Fetched;
 use super::place::{Opened, Place, Sink, cannot_write};
 use crate::codec::{Method, reader};
+use crate::feed::{Fed, Feed, feed};
 use crate::image::{
     ArchivePass, BackupLabel, Compared, Comparison, ControlFile, Listed, Manifest, ManifestAlgorithm, ManifestHead,
     MemberKind, MemberPath, TarEdit, TarEnd, TarEvent,
 };
 use crate::spill::{Scratch, Spool};
 
-/// Pieces of the stream that may wait for the thread.
-const QUEUE: usize = 32;
 /// Decoded bytes that are looked at together.
 const DECODED: usize = 256 << 10;
 /// The files of the copy that are looked into are no larger.
@@ -70,7 +68,7 @@ impl Shown {
 
 /// The thread, and the way to it.
 pub(super) struct Storing {
-    pieces: SyncSender<Piece>,
+    pieces: Feed<Piece>,
     thread: JoinHandle<(Place, Result<Stored, Error>)>,
     pub(super) shown: Shown,
 }
@@ -88,7 +86,7 @@ pub(super) struct Stored {
 
 impl Storing {
     pub(super) fn new(task: Task) -> Result<Self, Error> {
-        let (pieces, mut queue) = sync_channel(QUEUE);
+        let (pieces, mut queue) = feed();
         let shown = Shown::default();
         let show = shown.clone();
         let work = move || {
@@ -115,15 +113,17 @@ impl Storing {
     }
 
     /// Hands over a piece; `false` if the thread has failed, and [`Storing::finish`] says why.
-    pub(super) async fn put(&self, piece: Piece) -> bool {
-        match self.pieces.try_send(piece) {
-            Ok(()) => true,
-            Err(TrySendError::Disconnected(_)) => false,
-            Err(TrySendError::Full(piece)) => {
-                let pieces = self.pieces.clone();
-                tokio::task::spawn_blocking(move || pieces.send(piece).is_ok()).await.unwrap_or(false)
-            }
-        }
+    pub(super) async fn put(&mut self, piece: Piece) -> bool {
+        let bytes = match &piece {
+            Piece::Data(bytes) | Piece::ManifestData(bytes) => bytes.len(),
+            Piece::Archive(_) | Piece::ArchiveEnd | Piece::Manifest | Piece::ManifestEnd => 0,
+        };
+        self.pieces.put(piece, bytes).await
+    }
+
+    /// Lets the thread have what has come so far.
+    pub(super) async fn hand_over(&mut self) -> bool {
+        self.pieces.hand_over().await
     }
 
     /// Whether the thread has failed, though there may be no piece to be handed over yet.
@@ -132,7 +132,8 @@ impl Storing {
     }
 
     /// Waits until all that was handed over is stored. Gives back the place in any case but that of a panic.
-    pub(super) async fn finish(self) -> (Option<Place>, Result<Stored, Error>) {
+    pub(super) async fn finish(mut self) -> (Option<Place>, Result<Stored, Error>) {
+        let _ended = self.pieces.hand_over().await;
         drop(self.pieces);
         let thread = self.thread;
         match tokio::task::spawn_blocking(move || thread.join()).await {
@@ -239,8 +240,8 @@ fn edit_into(edit: &mut TarEdit, sink: &mut Sink, bytes: &[u8]) -> Result<(), Er
 }
 
 impl Work {
-    fn run(mut self, queue: &mut Receiver<Piece>, place: &mut Place) -> Result<Stored, Error> {
-        while let Ok(piece) = queue.recv() {
+    fn run(mut self, queue: &mut Fed<Piece>, place: &mut Place) -> Result<Stored, Error> {
+        while let Some(piece) = queue.next() {
             match piece {
                 Piece::Archive(oid) => self.archive(queue, place, oid)?,
                 Piece::Manifest => self.manifest = Some(self.manifest(queue)?),
@@ -250,7 +251,7 @@ impl Work {
         self.finish(place)
     }
 
-    fn archive(&mut self, queue: &mut Receiver<Piece>, place: &mut Place, oid: Option<u32>) -> Result<(), Error> {
+    fn archive(&mut self, queue: &mut Fed<Piece>, place: &mut Place, oid: Option<u32>) -> Result<(), Error> {
         let Opened { mut sink, mut edit } = place.open(oid, self.packed, &self.shown)?;
         let only_stored = self.packed.is_some() && self.algorithm.is_none() && sink.is_some() && edit.is_none();
         let (raw, edited) = match (&mut sink, &mut edit) {
@@ -292,15 +293,15 @@ impl Work {
     }
 
     /// The manifest whole, if it is not too long.
-    fn manifest(&self, queue: &Receiver<Piece>) -> Result<Spool, Error> {
+    fn manifest(&self, queue: &mut Fed<Piece>) -> Result<Spool, Error> {
         let (mut content, longest) = (Spool::new(self.scratch.clone()), self.longest_manifest() as u64);
         loop {
-            match queue.recv() {
-                Ok(Piece::ManifestData(bytes)) if content.size() + bytes.len() as u64 <= longest => {
+            match queue.next() {
+                Some(Piece::ManifestData(bytes)) if content.size() + bytes.len() as u64 <= longest => {
                     content.put(&bytes)?;
                 }
-                Ok(Piece::ManifestData(_)) => return Err(Error::Contradiction("its manifest has no end".into())),
-                Ok(Piece::ManifestEnd) => return Ok(content),
+                Some(Piece::ManifestData(_)) => return Err(Error::Contradiction("its manifest has no end".into())),
+                Some(Piece::ManifestEnd) => return Ok(content),
                 _ => return Err(Error::Lacks("end of the manifest")),
             }
         }
@@ -337,7 +338,7 @@ impl Work {
 
 /// The bytes of one archive as they come, which may be stored on the way.
 struct Pieces<'a> {
-    queue: &'a mut Receiver<Piece>,
+    queue: &'a mut Fed<Piece>,
     current: Bytes,
     raw: Option<&'a mut Sink>,
 }
@@ -346,15 +347,15 @@ impl Pieces<'_> {
     /// The next piece, never empty; `None` at the archive's end.
     fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
-            match self.queue.recv() {
-                Ok(Piece::Data(bytes)) if bytes.is_empty() => {}
-                Ok(Piece::Data(bytes)) => {
+            match self.queue.next() {
+                Some(Piece::Data(bytes)) if bytes.is_empty() => {}
+                Some(Piece::Data(bytes)) => {
                     if let Some(sink) = &mut self.raw {
                         sink.write_all(&bytes).map_err(cannot_write)?;
                     }
                     return Ok(Some(bytes));
                 }
-                Ok(Piece::ArchiveEnd) => return Ok(None),
+                Some(Piece::ArchiveEnd) => return Ok(None),
                 _ => return Err(Error::Lacks("end of an archive")),
             }
         }
