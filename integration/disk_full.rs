@@ -74,7 +74,8 @@ pub(crate) fn receive_on_small_disk(room: &Room) -> Outcome {
     let mut primary = Cluster::new(room, "primary");
     primary.rows("create table bulk (i int, t text)");
     let repo = disk.0.join("repo");
-    let receiver = receive(room, &repo, &primary.conninfo(), &[]);
+    // Compressed, all of it would find room.
+    let receiver = receive(room, &repo, &primary.conninfo(), &["-Z", "none"]);
     receiver.wait_until_it_streams(&primary);
     primary.rows("insert into bulk select i, repeat(md5(i::text), 10) from generate_series(1, 40000) i"); // some 15 MB
     receiver.wait_for("No space left");

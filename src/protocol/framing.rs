@@ -190,8 +190,11 @@ impl Framer {
         next.reserve(needed);
         next.extend_from_slice(src);
         let mut full = std::mem::replace(src, next);
-        full.clear();
-        self.spares.push_back(full);
+        // Those of longer messages than servers send are not worth keeping.
+        if needed <= 2 * WIDE_READ {
+            full.clear();
+            self.spares.push_back(full);
+        }
     }
 
     /// How much room a read is given. A copy stream is worth much, a command's answer little.
