@@ -235,7 +235,9 @@ pub(crate) fn failures(room: &Room) -> Outcome {
 pub(crate) fn stopped(room: &Room) -> Outcome {
     let pair = Pair::new(room, NAME, 18);
     let server = Cluster::new(room, "primary");
-    for (signal, name) in [(Signal::INT, "int"), (Signal::TERM, "term"), (Signal::HUP, "hup")] {
+    let signals = [(Signal::INT, "int"), (Signal::TERM, "term"), (Signal::HUP, "hup")];
+    // What is started under nohup goes on when the terminal goes, and so must these.
+    for (signal, name) in signals.into_iter().filter(|(signal, _)| *signal != Signal::HUP || !hangups_are_ignored()) {
         let (to, wal) = (room.path(&format!("{name}/to")), room.path(&format!("{name}_wal")));
         room.make_dir(&wal);
         let waldir = format!("--waldir={}", wal.display());
@@ -267,4 +269,11 @@ pub(crate) fn stopped(room: &Room) -> Outcome {
     assert!(to.join("backup_label").exists() && !to.join("backup_manifest").exists());
     fs::remove_dir_all(&to).unwrap();
     Ok(())
+}
+
+/// Whether what is started here is not told that the terminal has gone.
+fn hangups_are_ignored() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    u64::from_str_radix(ignored, 16).unwrap() & 1 != 0
 }
