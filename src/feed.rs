@@ -42,8 +42,10 @@ impl<T> Feed<T> {
     /// Hands over what has gathered, for it may take long until there is more; false if nobody stores it.
     pub(crate) async fn hand_over(&mut self) -> bool {
         self.bytes = 0;
-        let gathered = std::mem::take(&mut self.gathered);
-        gathered.is_empty() || self.to.send(gathered).await.is_ok()
+        match std::mem::take(&mut self.gathered) {
+            nothing if nothing.is_empty() => !self.to.is_closed(),
+            gathered => self.to.send(gathered).await.is_ok(),
+        }
     }
 }
 
@@ -85,9 +87,11 @@ mod tests {
     #[tokio::test]
     async fn who_puts_hears_that_nobody_takes() {
         let (mut to, from) = feed();
+        assert!(to.hand_over().await);
         assert!(to.put("few", 3).await);
         drop(from);
         assert!(!to.put("many", TOGETHER).await);
+        assert!(!to.hand_over().await, "there is nothing to hand over, and nobody");
     }
 
     #[tokio::test]

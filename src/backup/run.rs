@@ -161,7 +161,7 @@ impl<'a> Run<'a> {
         loop {
             let next = timeout(LOOK, self.session.next_backup_event());
             let Ok(event) = unless_stopped(&stop_token, next).await? else {
-                if copying.has_ended() || !copying.hand_over().await {
+                if !copying.hand_over().await {
                     return Ok(None);
                 }
                 if heard.elapsed() > SILENCE {

@@ -376,7 +376,7 @@ impl Run<'_> {
             let next = timeout(LOOK, self.session.next_backup_event());
             let Ok(event) = unless_stopped(self.stop, next).await? else {
                 if let Some(storing) = &mut storing
-                    && (storing.has_ended() || !storing.hand_over().await)
+                    && !storing.hand_over().await
                 {
                     return Ok(None);
                 }

@@ -121,14 +121,9 @@ impl Storing {
         self.pieces.put(piece, bytes).await
     }
 
-    /// Lets the thread have what has come so far.
+    /// Lets the thread have what has come so far; `false` if it has failed, also when nothing has.
     pub(super) async fn hand_over(&mut self) -> bool {
         self.pieces.hand_over().await
-    }
-
-    /// Whether the thread has failed, though there may be no piece to be handed over yet.
-    pub(super) fn has_ended(&self) -> bool {
-        self.thread.is_finished()
     }
 
     /// Waits until all that was handed over is stored. Gives back the place in any case but that of a panic.
