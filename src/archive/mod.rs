@@ -4,6 +4,20 @@
 //! outside this room can say that WAL is durable: [`Durable`] is made here, from the receipts of
 //! `disk` and the verifier's position.
 
+// What a server or a disk says never ends the program, nor loses bits on the way to a file's name or length.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 mod compress;
 mod durable;
 mod follow;

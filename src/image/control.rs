@@ -1,21 +1,5 @@
 //! `pg_control`: what a server believes about its own state (`catalog/pg_control.h`).
 
-// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation,
-        clippy::cast_possible_wrap,
-        clippy::cast_sign_loss,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::string_slice,
-        clippy::unwrap_used
-    )
-)]
-
 use thiserror::Error;
 
 use crate::cursor::Cursor;

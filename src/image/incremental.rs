@@ -1,22 +1,6 @@
 //! Files of an incremental backup: the blocks of a relation's file that changed, and how long the file is
 //! (`basebackup_incremental.c`), and which of an older file's blocks still count (`reconstruct.c`).
 
-// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation,
-        clippy::cast_possible_wrap,
-        clippy::cast_sign_loss,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::string_slice,
-        clippy::unwrap_used
-    )
-)]
-
 use std::ops::Range;
 
 use thiserror::Error;

@@ -1,22 +1,6 @@
 //! `backup_label` and `tablespace_map`: what a server that finds them recovers from and to
 //! (`xlogbackup.c`, `xlogrecovery.c`).
 
-// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation,
-        clippy::cast_possible_wrap,
-        clippy::cast_sign_loss,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::string_slice,
-        clippy::unwrap_used
-    )
-)]
-
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

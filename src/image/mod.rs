@@ -13,6 +13,22 @@
 //! digests each file, [`Comparison`] collects the digests, and when the manifest is there
 //! [`Comparison::check`] says whether what was laid out is what the server sent.
 
+// What comes from outside never ends the program: no read beyond the end, no number that loses bits or overflows.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 mod agreement;
 mod control;
 mod cuts;

@@ -116,8 +116,8 @@ impl Names {
         if self.count >= MAX_NAMES {
             return Err(NameClash::TooMany);
         }
-        self.count += 1;
-        let taken = name.len() + ENTRY;
+        self.count = self.count.saturating_add(1);
+        let taken = name.len().saturating_add(ENTRY);
         if taken > self.left {
             self.spill();
         }

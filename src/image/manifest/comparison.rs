@@ -115,7 +115,7 @@ impl Comparison {
     ///
     /// `checksum` is what a [`super::Hasher`] of the manifest's algorithm made of its content.
     pub fn add(&mut self, path: MemberPath, size: u64, checksum: Option<Checksum>) {
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         self.paths = self.paths.saturating_add(path.as_bytes().len());
         if self.failed.is_none() {
             self.failed = self.files.put(&ManifestFile { path, size, checksum }).err();
@@ -181,7 +181,7 @@ struct Outcome {
 impl Outcome {
     fn differs(&mut self, difference: Difference) {
         match &self.first {
-            Some(_) => self.others += 1,
+            Some(_) => self.others = self.others.saturating_add(1),
             None => self.first = Some(difference),
         }
     }
@@ -201,9 +201,9 @@ fn take_if(listed: &mut InOrder, wanted: impl FnOnce(&ManifestFile) -> bool) -> 
 
 impl Compared {
     fn count(&mut self, file: &ManifestFile) {
-        self.files += 1;
+        self.files = self.files.saturating_add(1);
         self.bytes = self.bytes.saturating_add(file.size);
-        self.by_checksum += u64::from(file.checksum.is_some());
+        self.by_checksum = self.by_checksum.saturating_add(file.checksum.is_some().into());
     }
 }
 

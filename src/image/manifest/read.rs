@@ -20,6 +20,9 @@ const MAX_RANGES: usize = 10_000;
 /// Digits of the manifest's own checksum.
 const DIGITS: usize = 64;
 
+/// Bytes at the end that the checksum is not of. The key begins with the newline before it, which is covered.
+const TAIL: usize = CHECKSUM_KEY.len() - 1 + DIGITS + CLOSING.len();
+
 /// Why a manifest is not read on.
 #[derive(Debug)]
 pub enum ManifestReadError<E> {
@@ -45,8 +48,7 @@ pub fn read_manifest<E>(
     if bytes > Manifest::MAX_BYTES {
         return Err(ManifestReadError::Manifest(ManifestError::TooLong(bytes)));
     }
-    let tail = CHECKSUM_KEY.len() - 1 + DIGITS + CLOSING.len();
-    let mut checked = Checked::new(from, bytes.saturating_sub(tail));
+    let mut checked = Checked::new(from, bytes.saturating_sub(TAIL));
     let mut found = Found::default();
     let parsed = parse(&mut checked, &mut found, seen);
     if let Some(e) = found.failed {
@@ -111,8 +113,8 @@ impl<'a> Checked<'a> {
         let room = (DIGITS + BUFFER).saturating_sub(self.tail.len());
         self.tail.extend_from_slice(rest.get(..room).unwrap_or(rest));
         self.line = match (bytes.iter().position(|b| *b == b'\n'), bytes.iter().rposition(|b| *b == b'\n')) {
-            (Some(first), Some(_)) if self.line + first > MAX_LINE => MAX_LINE + 1,
-            (_, Some(last)) => count - 1 - last,
+            (Some(first), Some(_)) if self.line.saturating_add(first) > MAX_LINE => MAX_LINE + 1,
+            (_, Some(last)) => count.saturating_sub(last).saturating_sub(1),
             _ => self.line.saturating_add(count),
         };
         self.taken = self.taken.saturating_add(count);
@@ -152,7 +154,7 @@ impl Read for Checked<'_> {
         if let (Some(to), Some(from)) = (into.get_mut(..count), ready.get(..count)) {
             to.copy_from_slice(from);
         }
-        self.filled.start += count;
+        self.filled.start = self.filled.start.saturating_add(count);
         Ok(count)
     }
 }
@@ -296,7 +298,7 @@ impl<'de, E> Visitor<'de> for Files<'_, E> {
             if listed.files >= Manifest::MAX_FILES as u64 {
                 return Err(A::Error::custom("it lists too many files"));
             }
-            listed.files += 1;
+            listed.files = listed.files.saturating_add(1);
             listed.bytes = listed.bytes.saturating_add(file.size);
             if let (ManifestAlgorithm::None, Some(checksum)) = (listed.algorithm, &file.checksum) {
                 listed.algorithm = checksum.algorithm();

@@ -47,7 +47,7 @@ impl ManifestWriter {
         let comma = if self.files == 0 { "" } else { "," };
         let line = format!("{comma}\n{{ {path}, \"Size\": {size}, \"Last-Modified\": \"{modified}\"{checksum} }}");
         self.text.extend_from_slice(line.as_bytes());
-        self.files += 1;
+        self.files = self.files.saturating_add(1);
         self.bytes = self.bytes.saturating_add(size);
     }
 
