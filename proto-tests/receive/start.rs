@@ -35,6 +35,30 @@ async fn a_missing_slot_is_made_with_reserved_wal_and_begun_at() {
     client.assert_holds(1, &log, START, log.at());
 }
 
+/// Its disk may not be mounted.
+#[tokio::test]
+async fn an_empty_archive_whose_slot_is_there_already_is_told() {
+    let log = log_to(START + 200_000);
+    let mut client = Client::with_slot();
+    let sent = log.clone();
+    let ran = client
+        .against(async move |mut door, stop| {
+            let mut peer = door.next().await;
+            peer.introduce(&Node::with(&sent)).await;
+            peer.answer(READ_SLOT, slot_at(START + 5000)).await;
+            peer.stream(true, START, 1).await;
+            peer.send_log(&sent, START, sent.at()).await;
+            peer.flushed(sent.at()).await;
+            stop.cancel();
+            peer.flushed(sent.at()).await;
+            peer.end_by_client().await;
+        })
+        .await;
+    ran.stopped();
+    let Event::SlotOlder { slot: name, from } = &ran.events[0] else { panic!("{:?}", ran.events) };
+    assert_eq!((name, *from), (&slot(), pos(START + 5000)));
+}
+
 #[tokio::test]
 async fn before_15_the_slot_is_asked_for_in_an_sql_session() {
     let log = log_to(START + 200_000);

@@ -90,6 +90,15 @@ async fn a_timeline_that_has_ended_already_is_followed_without_a_copy() {
     client.assert_holds(2, &fork, START, fork.at());
 }
 
+/// Timeline and position of the end of what was held, and of the fork below it.
+fn fork_passed(event: &Event) -> Option<((u32, u64), (u32, u64))> {
+    let plain = |pos: &Pos| (pos.tli().get(), pos.lsn().get());
+    match event {
+        Event::ForkPassed { held, fork } => Some((plain(held), plain(fork))),
+        _ => None,
+    }
+}
+
 /// The server was promoted while we were away, behind or before what is held.
 #[tokio::test]
 async fn a_server_on_a_later_timeline_is_followed() {
@@ -120,6 +129,12 @@ async fn a_server_on_a_later_timeline_is_followed() {
         ran.stopped();
         client.assert_holds(1, &log, START, switch.max(START + held));
         client.assert_holds(2, &fork, START + SIZE, fork.at());
+        match ran.events.iter().filter_map(fork_passed).collect::<Vec<_>>()[..] {
+            [] => assert!(START + held <= switch),
+            // Up to the last whole record.
+            [(old, fork)] => assert!(fork == (2, switch) && old.0 == 1 && (switch + 1..=START + held).contains(&old.1)),
+            ref more => panic!("{more:?}"),
+        }
     }
 }
 
@@ -156,6 +171,7 @@ async fn a_fork_far_below_what_is_held_is_divergence() {
         if followed {
             ran.stopped();
             client.assert_holds(2, &fork, START + SIZE, fork.at());
+            assert_eq!(ran.events.iter().filter_map(fork_passed).count(), 1);
             assert!(before.iter().all(|name| client.path(name).exists()));
             continue;
         }

@@ -348,6 +348,15 @@ fn log(event: Event) {
         Event::Complete(segment) => debug!("segment {segment} is complete and durable"),
         Event::Durable(durable) => tracing::trace!("durable up to {}", durable.pos()),
         Event::Switched(at) => info!("the server goes on with timeline {}, which forked off at {}", at.tli(), at.lsn()),
+        Event::ForkPassed { held, fork } => warn!(
+            "timeline {} forked off at {}, {} before the end of what is held of timeline {}: commits between are none of \
+             the server's; after a failover, those that had not reached the standby. If none was meant, this is a copy of the \
+             server: stop, and give it a repository of its own",
+            fork.tli(),
+            fork.lsn(),
+            HumanBytes(held.lsn().saturating_sub(fork.lsn())),
+            held.tli()
+        ),
         Event::TailKept(segment) => info!("the end of the old timeline stays in {segment}.partial"),
         Event::AfterHole(at) => {
             warn!("the archive has a hole before the stretch that ends at {at}; walhold verify shows it");
@@ -364,6 +373,10 @@ fn log(event: Event) {
              segment at {before}, and WAL that the slot keeps from before it is not received"
         ),
         Event::SlotMade(name) => info!("made replication slot \"{name}\", with reserved WAL"),
+        Event::SlotOlder { slot, from } => warn!(
+            "nothing is held yet, but replication slot \"{slot}\" is there already: receiving begins where it stands, at \
+             {from}. If there should be an archive here, stop, and look whether its disk is mounted"
+        ),
         Event::SlotLeft { slot, target } => warn!(
             "replication slot \"{slot}\" stays on {target}, and keeps WAL there until that server's disk is full: drop \
              it there (walhold slot drop) unless the receiver goes back to it"

@@ -96,6 +96,14 @@ pub enum Event {
     Durable(Durable),
     /// The stream goes on in another timeline, which forked off here.
     Switched(Pos),
+    /// More is held of the old timeline than the new one goes on from: what lies between is no part of the
+    /// server's past.
+    ForkPassed {
+        /// Exclusive end of what is held of the old timeline.
+        held: Pos,
+        /// Where the new one forked off.
+        fork: Pos,
+    },
     /// What is held of the old timeline's last segment stays under this name.
     TailKept(Segment),
     /// What is held lies in more than one stretch; receiving goes on at the end of the last.
@@ -126,6 +134,13 @@ pub enum Event {
     SlotLost(SlotName),
     /// The slot was made.
     SlotMade(SlotName),
+    /// Nothing is held, and yet the slot was there already.
+    SlotOlder {
+        /// The slot.
+        slot: SlotName,
+        /// The oldest WAL that it keeps: receiving begins there.
+        from: Pos,
+    },
     /// It was made on another server than the one before, where the slot of this name stays.
     SlotLeft {
         /// The slot.

@@ -66,8 +66,8 @@ enum OneStream {
     ServerShutdown,
     /// What a hole lacked has come: what is held goes on behind it.
     Filled,
-    /// The timeline that follows, and what is held of the one that ended.
-    Next(NextTimeline, Option<OldEnd>),
+    /// The timeline that follows, and the exclusive end of what is held of the one that ended.
+    Next(NextTimeline, Option<Lsn>),
 }
 
 impl<T: FnMut(Event)> Connected<'_, T> {
@@ -105,9 +105,9 @@ impl<T: FnMut(Event)> Connected<'_, T> {
                     filling = behind.filling;
                     behind
                 }
-                Ok(OneStream::Next(next, old)) => {
+                Ok(OneStream::Next(next, held)) => {
                     kept_from = next.at;
-                    self.follow(begun.start, next, old).await?
+                    self.follow(begun.start, next, held).await?
                 }
                 Err(Halt::Failed(ReceiveError::Session(e))) => return Err(self.refused(e, &slot, &begun).await),
                 Err(halt) => return Err(halt),
@@ -125,13 +125,8 @@ impl<T: FnMut(Event)> Connected<'_, T> {
         if options.synchronous && upstream.session.show("synchronous_commit").await? == "remote_apply" {
             tell(Event::RemoteApply);
         }
-        let mut made = false;
-        let mut told = |event: Event| {
-            made |= matches!(event, Event::SlotMade(_));
-            tell(event);
-        };
-        let slot = upstream.prepare_slot(options, std::mem::take(&mut doubts.slot_lost), &mut told).await?;
-        if let (true, Some(name), Some(before)) = (made, options.slot.name(), &doubts.target)
+        let slot = upstream.prepare_slot(options, std::mem::take(&mut doubts.slot_lost), tell).await?;
+        if let (Standing::Made(_), Some(name), Some(before)) = (&slot, options.slot.name(), &doubts.target)
             && before != upstream.session.target()
         {
             tell(Event::SlotLeft { slot: name.clone(), target: before.clone() });
@@ -179,14 +174,14 @@ impl<T: FnMut(Event)> Connected<'_, T> {
     }
 
     /// The timeline of `start` has ended; the archive is opened for the next one.
-    async fn follow(&mut self, start: Pos, next: NextTimeline, old: Option<OldEnd>) -> Result<Resumption, Halt> {
+    async fn follow(&mut self, start: Pos, next: NextTimeline, held: Option<Lsn>) -> Result<Resumption, Halt> {
         let tail = Segment::containing(start.at(next.at), self.archive.size());
         if self.archive.list()?.stored(tail).partial {
             (self.tell)(Event::TailKept(tail));
         }
         let switched = Pos::new(next.tli, next.at);
         let archive = self.archive.until(self.stop);
-        let following = self.upstream.follow(&archive, self.options, (start.tli(), old), next);
+        let following = self.upstream.follow(&archive, self.options, (start.tli(), held), next, self.tell);
         let resumption = unless_stopped(self.stop, following).await??;
         (self.tell)(Event::Switched(switched));
         Ok(resumption)
@@ -238,7 +233,7 @@ impl<T: FnMut(Event)> Connected<'_, T> {
         let starting = upstream.session.start_replication(options.slot.name(), start);
         match unless_stopped(stop, starting).await? {
             Ok(Started::Streaming) => {}
-            Ok(Started::TimelineEnded(next)) => return Ok(OneStream::Next(next, old)),
+            Ok(Started::TimelineEnded(next)) => return Ok(OneStream::Next(next, old.map(|old| old.valid))),
             Err(e) => {
                 return Err(match options.slot.name() {
                     Some(name) if e.condition() == Some(Condition::Missing) => {
@@ -267,7 +262,8 @@ impl<T: FnMut(Event)> Connected<'_, T> {
         // What the writer has to say goes before a lost connection: it may be the reason.
         let filled = pipe.close().await? == Closed::Filled;
         doubts.passed(receiver.received());
-        let received = OldEnd { valid: receiver.received(), touched: receiver.received() };
+        // What was held before may reach further than where the timeline has ended.
+        let held = receiver.received().max(old.map_or(Lsn::ZERO, |old| old.valid));
         match streamed? {
             Ended::ServerShutdown => Ok(OneStream::ServerShutdown),
             Ended::WriterGone if filled => {
@@ -276,7 +272,7 @@ impl<T: FnMut(Event)> Connected<'_, T> {
             }
             Ended::WriterGone => Err(ReceiveError::Ended.into()),
             Ended::By(Ending::Timeline) => match end.transpose()? {
-                Some(StreamEnd::NextTimeline(next)) => Ok(OneStream::Next(next, Some(received))),
+                Some(StreamEnd::NextTimeline(next)) => Ok(OneStream::Next(next, Some(held))),
                 Some(StreamEnd::Ended) | None => Ok(OneStream::ServerShutdown),
             },
             Ended::By(Ending::Stopped) => Ok(OneStream::Finished(Finished::Stopped)),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 
 use super::{Event, Gap, Options, ReceiveError, Slot};
-use crate::archive::{Archive, ArchiveError, OldEnd, Resumption};
+use crate::archive::{Archive, ArchiveError, Resumption};
 use crate::connection::{Conninfo, Error as SessionError, Purpose, Session, SlotAnswer};
 use crate::protocol::{Condition, NextTimeline, Retention, SlotKind, SlotName, SlotState};
 use crate::wal::{History, Lsn, Pos, Segment, SegmentSize, TimelineId};
@@ -46,8 +46,8 @@ pub(super) enum Standing {
     Nowhere,
     /// The oldest WAL that it keeps.
     At(Pos),
-    /// It was made a moment ago, and keeps what the server's position needs.
-    Made,
+    /// It was made a moment ago, and keeps what the server's position needs; from here on, if that is told.
+    Made(Option<Pos>),
     /// We are not told, for this reason; nor whether it is there.
     Untold(String),
 }
@@ -56,8 +56,8 @@ impl Standing {
     /// The oldest WAL that it keeps, if that is known.
     pub(super) const fn position(&self) -> Option<Pos> {
         match self {
-            Self::At(pos) => Some(*pos),
-            Self::Nowhere | Self::Made | Self::Untold(_) => None,
+            Self::At(pos) | Self::Made(Some(pos)) => Some(*pos),
+            Self::Nowhere | Self::Made(None) | Self::Untold(_) => None,
         }
     }
 }
@@ -133,7 +133,7 @@ impl Upstream {
                 tell(Event::SlotLost(name.clone()));
             }
             // Whether it is there shows when it is made.
-            None | Some(Standing::Made | Standing::Untold(_)) => {}
+            None | Some(Standing::Made(_) | Standing::Untold(_)) => {}
         }
         let made = match self.session.create_slot(name, SlotKind::Permanent, Retention::Reserved).await {
             Ok(()) => true,
@@ -148,7 +148,7 @@ impl Upstream {
             Some(untold @ Standing::Untold(_)) => untold,
             _ => self.find_slot(&options.conninfo, &options.application_name, name).await?.unwrap_or(Standing::Nowhere),
         };
-        Ok(if made && matches!(found, Standing::Untold(_)) { Standing::Made } else { found })
+        Ok(if made { Standing::Made(found.position()) } else { found })
     }
 
     /// Whether the server refuses to stream because it has invalidated the slot, as servers do since 18.
@@ -244,7 +244,7 @@ impl Upstream {
                 |start: Segment| resumption.start.tli() == start.tli() && resumption.start.lsn() >= start.start();
             let anew = anew.map(|start| Segment::containing(start, self.segment_size));
             let goes_on = anew.is_none_or(reaches);
-            let joined = self.join(archive, options, resumption).await?;
+            let joined = self.join(archive, options, resumption, tell).await?;
             if goes_on {
                 return Ok(joined);
             }
@@ -275,6 +275,9 @@ impl Upstream {
             }
             tell(Event::PassedOver { slot, before: self.position, reason });
         }
+        if let (Standing::At(from), Some(name)) = (slot, options.slot.name()) {
+            tell(Event::SlotOlder { slot: name.clone(), from: *from });
+        }
         Ok(slot.position().unwrap_or(self.position))
     }
 
@@ -285,6 +288,7 @@ impl Upstream {
         archive: &Archive,
         options: &Options,
         resumption: Resumption,
+        tell: &mut impl FnMut(Event),
     ) -> Result<Resumption, ReceiveError> {
         let held = resumption.start.tli();
         if held == self.position.tli() {
@@ -316,9 +320,9 @@ impl Upstream {
             return Ok(resumption);
         }
         let next = NextTimeline { tli: histories.route.after(held), at: switch.at };
-        let old = resumption.old;
+        let end = resumption.old.map(|old| old.valid);
         drop(resumption);
-        self.go_over(archive, options, (held, old), next, histories).await
+        self.go_over(archive, options, (held, end), (next, histories), tell).await
     }
 
     /// Whether the server is in recovery; servers before 14 tell it by SQL, and one that does not tell
@@ -339,11 +343,12 @@ impl Upstream {
         &mut self,
         archive: &Archive,
         options: &Options,
-        held: (TimelineId, Option<OldEnd>),
+        held: (TimelineId, Option<Lsn>),
         next: NextTimeline,
+        tell: &mut impl FnMut(Event),
     ) -> Result<Resumption, ReceiveError> {
         let histories = self.ask_histories(next.tli).await?;
-        self.go_over(archive, options, held, next, histories).await
+        self.go_over(archive, options, held, (next, histories), tell).await
     }
 
     /// Nothing is written before all that the server says has been found to fit.
@@ -351,9 +356,9 @@ impl Upstream {
         &mut self,
         archive: &Archive,
         options: &Options,
-        (from, old): (TimelineId, Option<OldEnd>),
-        next: NextTimeline,
-        histories: Histories,
+        (from, held): (TimelineId, Option<Lsn>),
+        (next, histories): (NextTimeline, Histories),
+        tell: &mut impl FnMut(Event),
     ) -> Result<Resumption, ReceiveError> {
         if histories.route.switch_from(from).is_none_or(|switch| switch.at != next.at) {
             return Err(ReceiveError::NextTimeline(next.tli));
@@ -361,13 +366,17 @@ impl Upstream {
         // A standby is promoted a little behind its primary; much further behind it is another past,
         // or a standby that had fallen behind: the operator knows.
         let wanted = options.follow.is_some_and(|tli| tli == self.position.tli() || tli == next.tli);
-        if let Some(held) = old.map(|old| old.valid)
+        let passed = held.filter(|held| *held > next.at);
+        if let Some(held) = passed
             && held.saturating_sub(next.at) > self.segment_size.bytes().max(NEAR)
             && !wanted
         {
             return Err(ReceiveError::ForkedBefore { from, to: next.tli, at: next.at, held });
         }
         let route = self.store(archive, histories).await?;
+        if let Some(held) = passed {
+            tell(Event::ForkPassed { held: Pos::new(from, held), fork: Pos::new(next.tli, next.at) });
+        }
         self.begin(archive, route, Pos::new(next.tli, next.at)).await
     }
 

@@ -181,6 +181,13 @@ impl<'a> Teller<'a> {
             }
             Event::Durable(durable) => self.durable(durable),
             Event::Switched(at) => self.more(&format!("switched to timeline {} at {}", at.tli(), at.lsn())),
+            Event::ForkPassed { held, fork } => warning(&format!(
+                "timeline {} forked off at {}, before the end of what is held of timeline {} ({})",
+                fork.tli(),
+                fork.lsn(),
+                held.tli(),
+                held.lsn()
+            )),
             Event::TailKept(segment) => {
                 self.open = Some(segment);
                 self.left_open();
@@ -207,6 +214,8 @@ impl<'a> Teller<'a> {
             }
             Event::GotOn(time) => line(&format!("the storage answers again, after {:.0} seconds", time.as_secs_f64())),
             Event::StillFull => warning("there is still no room for a segment; waiting for it"),
+            // As its users make them.
+            Event::SlotOlder { .. } => {}
             Event::SlotMade(name) => line(&format!("created replication slot \"{name}\"")),
             Event::RemoteApply => {
                 warning("synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever");
