@@ -28,7 +28,8 @@ thread_local! {
 
 impl Stage {
     fn new() -> Self {
-        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        // What one side waits for in vain is over at once.
+        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let entered = runtime.enter();
         let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
