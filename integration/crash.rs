@@ -15,6 +15,11 @@ pub(crate) fn rounds(few: usize) -> usize {
     std::env::var("WALHOLD_TEST_ROUNDS").map_or(few, |text| text.parse().expect("WALHOLD_TEST_ROUNDS is a number"))
 }
 
+/// A tenth as often, for a fault that takes long or strikes at few different moments; but not less than in an ordinary run.
+pub(crate) fn a_tenth(few: usize) -> usize {
+    few.max(rounds(0) / 10)
+}
+
 /// Random moments that a seed replays (xorshift).
 pub(crate) struct Moments(u64);
 

@@ -7,7 +7,7 @@ use super::power::ended_by_the_disk;
 use super::volume::{Filler, Format, Volume};
 use crate::backup::{backup, restore, restored, verify};
 use crate::cluster::{Cluster, Setup};
-use crate::crash::{Moments, only_sealed_are_offered, rounds};
+use crate::crash::{Moments, a_tenth, only_sealed_are_offered};
 use crate::load::{Load, compare};
 use crate::program::{receive, run, walhold};
 use crate::room::{Outcome, Room, SOON, wait_until};
@@ -19,7 +19,7 @@ const SYNCHRONOUS: &[&str] = &["--synchronous"];
 /// operator is told, and then all goes on.
 pub(crate) fn stalls(room: &Room) -> Outcome {
     // The short form is for every run; the long one has the server's own default.
-    let (patience, stall) = if rounds(1) > 5 { ("60s", 90) } else { ("15s", 20) };
+    let (patience, stall) = if a_tenth(1) > 5 { ("60s", 90) } else { ("15s", 20) };
     let stall = Duration::from_secs(stall);
     let volume = Volume::new(room, "disk", Format::Ext4, 400)?;
     let timeout = format!("wal_sender_timeout = '{patience}'");
@@ -97,7 +97,7 @@ pub(crate) fn is_gone(room: &Room) -> Outcome {
     primary.require_standby("walhold");
     let load = Load::start(&primary, 3);
     let mut moments = Moments::new();
-    let (rounds, mut longest, mut said) = (rounds(3), Duration::ZERO, String::new());
+    let (rounds, mut longest, mut said) = (a_tenth(3), Duration::ZERO, String::new());
     for round in 0..rounds {
         let away = [Away::ReadOnly, Away::TakenOut, Away::Dead][round % 3];
         load.wait_for_more(50);
@@ -174,7 +174,7 @@ pub(crate) fn fills_up(room: &Room) -> Outcome {
     backup(room, &repo, &primary).expect(0);
     primary.require_standby("walhold");
     let load = Load::start(&primary, 3);
-    let (rounds, mut longest) = (rounds(1).min(10), Duration::ZERO);
+    let (rounds, mut longest) = (a_tenth(1).min(10), Duration::ZERO);
     for _ in 0..rounds {
         load.wait_for_more(50);
         let filler = Filler::all_but(room, &volume, 3);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::matrix::{Row, told};
 use super::network::{IMPATIENT, Scene, anywhere, goes_on, restores, spring};
 use super::proxy::{Cut, Harm, Proxy, Spot, Trap, Way};
-use crate::crash::{Moments, only_sealed_are_offered, rounds};
+use crate::crash::{Moments, a_tenth, only_sealed_are_offered};
 use crate::load::Load;
 use crate::program::Running;
 use crate::room::{Outcome, Room, SOON, skip, wait_until};
@@ -20,7 +20,7 @@ fn flip(moments: &mut Moments) -> Harm {
 pub(crate) fn of_stream(room: &Room) -> Outcome {
     let scene = Scene::new(room, &[IMPATIENT]);
     let (receiver, load) = scene.begin();
-    let (mut moments, rounds) = (Moments::new(), rounds(8));
+    let (mut moments, rounds) = (Moments::new(), a_tenth(8));
     let mut resumed = Duration::ZERO;
     for round in 0..rounds {
         load.wait_for_more(10);
@@ -103,7 +103,7 @@ pub(crate) fn of_backup(room: &Room) -> Outcome {
     let before = scene.proxy.passed(Way::ToClient);
     scene.backup().expect(0);
     let whole = usize::try_from(scene.proxy.passed(Way::ToClient) - before).unwrap();
-    let (mut moments, rounds) = (Moments::new(), rounds(5));
+    let (mut moments, rounds) = (Moments::new(), a_tenth(5));
     let (mut refused, mut unharmed) = (String::new(), 0);
     for round in 0..rounds {
         let (skip, harm) = (anywhere(&mut moments, whole), flip(&mut moments));
@@ -162,7 +162,7 @@ pub(crate) fn of_tls(room: &Room) -> Outcome {
     let scene = Scene { room, primary, proxy, repo: room.path("repo"), conninfo };
     scene.backup().expect(0);
     let (receiver, load) = scene.begin();
-    let (mut moments, rounds) = (Moments::new(), rounds(4));
+    let (mut moments, rounds) = (Moments::new(), a_tenth(4));
     let mut resumed = Duration::ZERO;
     for round in 0..rounds {
         load.wait_for_more(20);

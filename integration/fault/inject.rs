@@ -10,7 +10,7 @@ use super::matrix::Row;
 use super::power::ended_by_the_disk;
 use crate::backup::{backup, restored, verify};
 use crate::cluster::Cluster;
-use crate::crash::{Moments, only_sealed_are_offered, rounds};
+use crate::crash::{Moments, a_tenth, only_sealed_are_offered};
 use crate::durable::judge;
 use crate::load::{Load, compare};
 use crate::program::{Ended, Running, receive, run, start, walhold};
@@ -70,7 +70,7 @@ fn struck(room: &Room, fault: &'static str, how: &str, names: &'static str, need
         calls.insert(*work, site.calls(*work));
     }
     let mut moments = Moments::new();
-    let (rounds, mut strikes, mut longest, mut said) = (rounds(4), 0, Duration::ZERO, String::new());
+    let (rounds, mut strikes, mut longest, mut said) = (a_tenth(4), 0, Duration::ZERO, String::new());
     for round in 0..rounds {
         let work = WORKS[round % WORKS.len()];
         let call = random(&calls[&work], &mut moments);

@@ -7,7 +7,7 @@ use super::matrix::{Row, told};
 use super::proxy::{BOTH, Cut, Harm, Proxy, Spot, Trap, Way, Weather};
 use crate::backup::{restore, verify};
 use crate::cluster::{Cluster, Setup, Stop};
-use crate::crash::{Moments, only_sealed_are_offered, rounds};
+use crate::crash::{Moments, a_tenth, only_sealed_are_offered};
 use crate::load::{Load, lost};
 use crate::program::{Ended, Running, receive, run, walhold};
 use crate::room::{Outcome, Room, SOON, wait_until};
@@ -124,7 +124,7 @@ fn cut_or_reset(moments: &mut Moments) -> Cut {
 pub(crate) fn cut(room: &Room) -> Outcome {
     let scene = Scene::new(room, &[]);
     let (receiver, load) = scene.begin();
-    let (mut moments, rounds) = (Moments::new(), rounds(6));
+    let (mut moments, rounds) = (Moments::new(), a_tenth(6));
     let mut resumed = Duration::ZERO;
     for round in 0..rounds {
         load.wait_for_more(20);
@@ -172,7 +172,7 @@ pub(crate) fn backup_cut(room: &Room) -> Outcome {
     let before = scene.proxy.passed(Way::ToClient);
     scene.backup().expect(0);
     let whole = usize::try_from(scene.proxy.passed(Way::ToClient) - before).unwrap();
-    let (mut moments, rounds) = (Moments::new(), rounds(4));
+    let (mut moments, rounds) = (Moments::new(), a_tenth(4));
     let mut said = String::new();
     for _ in 0..rounds {
         let harm = Harm::Cut(cut_or_reset(&mut moments));
@@ -234,7 +234,7 @@ pub(crate) fn slow(room: &Room) -> Outcome {
 pub(crate) fn silent(room: &Room) -> Outcome {
     let scene = Scene::new(room, &[IMPATIENT]);
     let (receiver, load) = scene.begin();
-    let rounds = rounds(3);
+    let rounds = a_tenth(3);
     let mut resumed = Duration::ZERO;
     let (mut silences, mut timeouts) = (0, 0);
     for round in 0..rounds {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::matrix::{Row, told};
 use super::network::{IMPATIENT, WRITERS, goes_on, judge};
 use crate::cluster::{Cluster, Setup, Stop};
-use crate::crash::{Moments, rounds};
+use crate::crash::{Moments, a_tenth};
 use crate::load::Load;
 use crate::program::{Running, run, start};
 use crate::room::{Outcome, Room, SOON, Skip, skip, wait_until};
@@ -144,7 +144,7 @@ pub(crate) fn lost(room: &Room) -> Outcome {
     pair.narrow(None)?;
     let scene = Scene::new(room, &pair, &[]);
     let Scene { receiver, load, .. } = &scene;
-    let rounds = rounds(3);
+    let rounds = a_tenth(3);
     let mut resumed = Duration::ZERO;
     for round in 0..rounds {
         let (percent, mbit) = [(30, None), (0, Some(8)), (5, Some(8))][round % 3];
@@ -188,7 +188,7 @@ pub(crate) fn cut(room: &Room) -> Outcome {
     let pair = Pair::new(room)?;
     let scene = Scene::new(room, &pair, &[IMPATIENT]);
     let Scene { receiver, load, .. } = &scene;
-    let (mut moments, rounds) = (Moments::new(), rounds(3));
+    let (mut moments, rounds) = (Moments::new(), a_tenth(3));
     let mut resumed = Duration::ZERO;
     for round in 0..rounds {
         load.wait_for_more(20);

@@ -8,7 +8,7 @@ use super::matrix::{Row, told};
 use super::volume::{Format, Volume};
 use crate::backup::{backup, restored, verify};
 use crate::cluster::Cluster;
-use crate::crash::{Moments, only_sealed_are_offered, rounds};
+use crate::crash::{Moments, a_tenth, only_sealed_are_offered};
 use crate::load::{Load, compare, lost};
 use crate::program::{Ended, Running, receive, start, walhold};
 use crate::room::{Outcome, Room, SOON, Skip};
@@ -49,7 +49,7 @@ fn power_is_lost(room: &Room, format: Format, fault: &'static str) -> Outcome {
     site.primary.require_standby("walhold");
     let load = Load::start(&site.primary, 3);
     let mut moments = Moments::new();
-    let (rounds, mut gone, mut longest, mut said) = (rounds(3), 0, Duration::ZERO, String::new());
+    let (rounds, mut gone, mut longest, mut said) = (a_tenth(3), 0, Duration::ZERO, String::new());
     for round in 0..rounds {
         let beside = IN_TURN[round % IN_TURN.len()];
         let next = IN_TURN[(round + 1) % IN_TURN.len()];

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::backup::restored;
 use crate::cluster::{Cluster, Setup, Stop};
-use crate::crash::{only_sealed_are_offered, rounds};
+use crate::crash::{a_tenth, only_sealed_are_offered};
 use crate::fault::matrix::{Row, told};
 use crate::fault::stage::{Plan, Stage, Strike, empty_row, rounds_of};
 use crate::program::{run, start, walhold};
@@ -45,7 +45,7 @@ pub(crate) fn promoted(room: &Room) -> Outcome {
         ),
     ];
     let mut acknowledged = 0;
-    for round in 0..rounds(10).div_ceil(10) {
+    for round in 0..a_tenth(1) {
         for (row, succeed) in rows.iter_mut().zip([promote, restore_in_place]) {
             stage.load.wait_for_more(20);
             stage.log.clear();
@@ -123,7 +123,7 @@ pub(crate) fn replaced(room: &Room) -> Outcome {
     let mut stage = Stage::new(room, &["-Z", "none"]);
     let mut impostors = impostors(room, &mut stage);
     let mut acknowledged = 0;
-    for _ in 0..rounds(10).div_ceil(10) {
+    for _ in 0..a_tenth(1) {
         for impostor in &mut impostors {
             let resumed = put_in_place(room, &mut stage, impostor);
             count(&mut impostor.row, &mut acknowledged, stage.judge(false), resumed);
