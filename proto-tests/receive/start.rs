@@ -39,7 +39,8 @@ async fn a_missing_slot_is_made_with_reserved_wal_and_begun_at() {
 #[tokio::test]
 async fn an_empty_archive_whose_slot_is_there_already_is_told() {
     let log = log_to(START + 200_000);
-    let mut client = Client::with_slot();
+    let mut client = Client::new();
+    client.options.slot = Slot::Ensured(slot());
     let sent = log.clone();
     let ran = client
         .against(async move |mut door, stop| {

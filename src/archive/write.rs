@@ -16,7 +16,7 @@ use super::{Archive, ArchiveError, Durable, Form, SegmentReader, Stopped, Stored
 use crate::codec::Codec;
 use crate::disk::{Access, DiskError, File, Synced, Trouble};
 use crate::wal::{Broken, Chain, HistoryFile, Lsn, Pos, Segment, SegmentSize, TimelineId};
-use packed::{Packed, Shape};
+use packed::{Completing, Packed, Shape};
 use spare::Spare;
 use tail::{Last, Tail};
 
@@ -119,6 +119,8 @@ pub struct Writer {
     server_end: Lsn,
     /// Bytes have been taken in for which no file has been opened yet: the segment before comes first.
     ahead: bool,
+    /// That segment, if it is compressed. One that is not is with the [`Tail`].
+    behind: Option<Completing>,
 }
 
 /// What has been taken in, on its way to the file.
@@ -231,6 +233,7 @@ impl Writer {
             filling: false,
             server_end: Lsn::ZERO,
             ahead: false,
+            behind: None,
         }
     }
 
@@ -284,7 +287,10 @@ impl Writer {
     /// # Errors
     /// After any error the writer must be dropped. A failed sync is final.
     pub fn complete_behind(&mut self, told: &mut impl FnMut(Wrote)) -> Result<(), WriteError> {
-        if let Body::Plain(tail) = &mut self.body
+        if let Some(behind) = self.behind.take() {
+            let (segment, durable) = behind.wait()?;
+            told(Wrote::Complete(segment, durable));
+        } else if let Body::Plain(tail) = &mut self.body
             && let Some((segment, durable)) = tail.completed()?
         {
             told(Wrote::Complete(segment, durable));
@@ -300,12 +306,7 @@ impl Writer {
     /// After any error the writer must be dropped. A failed sync is final.
     pub fn settle(&mut self) -> Result<Option<Durable>, WriteError> {
         self.complete_behind(&mut |_| {})?;
-        if let Body::Plain(tail) = &self.body
-            && self.ahead
-        {
-            let segment = Segment::containing(Pos::new(self.tli, tail.start), self.archive.size);
-            self.open_file(segment, segment.start())?;
-        }
+        self.open_ahead()?;
         let may_count = self.held.is_none() && self.open.as_ref().is_some_and(|open| open.named);
         let Some(mut open) = self.open.take_if(|_| may_count) else { return Ok(None) };
         self.body.write_out(&mut open)?;
@@ -328,6 +329,8 @@ impl Writer {
     /// # Errors
     /// As [`Writer::settle`].
     pub fn close(mut self) -> Result<Option<Durable>, WriteError> {
+        self.complete_behind(&mut |_| {})?;
+        self.open_ahead()?;
         if let (Body::Packed(packed), Some(open)) = (&mut self.body, &mut self.open) {
             packed.end(open)?;
         }
@@ -409,16 +412,20 @@ impl Writer {
         if bytes.is_empty() {
             return Ok(());
         }
-        if let Body::Plain(tail) = &mut self.body
-            && tail.is_completing()
-        {
-            if tail.gather(bytes) {
-                self.ahead = true;
-                return Ok(());
-            }
-            self.complete_behind(told)?;
+        let at = at.saturating_add(skip as u64);
+        if self.open.is_none() && !self.ahead {
+            self.choose_body(segment, at);
         }
-        self.open_file(segment, at.saturating_add(skip as u64))?;
+        let gathered = match &mut self.body {
+            Body::Plain(tail) => tail.is_completing() && tail.gather(bytes),
+            Body::Packed(packed) => self.behind.is_some() && packed.gather(bytes)?,
+        };
+        if gathered {
+            self.ahead = true;
+            return Ok(());
+        }
+        self.complete_behind(told)?;
+        self.open_file(segment, at)?;
         let Some(open) = &mut self.open else { return Ok(()) };
         let before = self.body.written();
         self.body.push(bytes, open)?;
@@ -429,12 +436,24 @@ impl Writer {
         Ok(())
     }
 
+    /// Opens the file of what has been taken in ahead, if there is such.
+    fn open_ahead(&mut self) -> Result<(), WriteError> {
+        if !self.ahead {
+            return Ok(());
+        }
+        let start = match &self.body {
+            Body::Plain(tail) => tail.start,
+            Body::Packed(packed) => packed.written,
+        };
+        let segment = Segment::containing(Pos::new(self.tli, start), self.archive.size);
+        self.open_file(segment, segment.start())
+    }
+
     fn open_file(&mut self, segment: Segment, at: Lsn) -> Result<(), WriteError> {
         self.ahead = false;
         if self.open.is_some() {
             return Ok(());
         }
-        self.choose_body(segment, at);
         let beside = self.held.is_some_and(|held| held.place == Place::Beside);
         let path = if beside { self.archive.beside(segment) } else { self.archive.path_of(segment, self.form(true)) };
         let there = self.archive.disk.metadata(&path)?.map(|meta| meta.len);
@@ -517,14 +536,25 @@ impl Writer {
     /// The segment is full and every record that ends in it is checked: sync the data, then the
     /// name, then the directory.
     fn complete(&mut self, segment: Segment, told: &mut impl FnMut(Wrote)) -> Result<(), WriteError> {
+        if self.ahead {
+            self.complete_behind(told)?;
+            self.open_ahead()?;
+        }
         // Where no more comes for now, nobody would ask when it is done.
-        let more = self.server_end > segment.end() && !self.filling && self.archive.light().is_none();
+        let more = self.server_end > segment.end() && !self.filling;
+        let behind = more
+            && match &self.body {
+                Body::Plain(_) => self.archive.light().is_none(),
+                Body::Packed(packed) => packed.in_pieces(),
+            };
         let form = self.form(false);
-        if let Body::Plain(tail) = &mut self.body
-            && let Some(open) = self.open.take_if(|open| more && open.named && !open.resumed)
-        {
+        if let Some(open) = self.open.take_if(|open| behind && open.named && !open.resumed) {
             let (from, to) = (open.path.clone(), self.archive.path_of(segment, form));
-            tail.complete(open, Last { archive: self.archive.clone(), segment, from, to })?;
+            let last = Last { archive: self.archive.clone(), segment, from, to };
+            match &mut self.body {
+                Body::Plain(tail) => tail.complete(open, last)?,
+                Body::Packed(packed) => self.behind = Some(packed.complete(open, last)?),
+            }
         } else if let Some(mut open) = self.open.take() {
             self.body.end(&mut open)?;
             let (file, data) = open.take_file()?.sync()?;
@@ -583,6 +613,9 @@ impl Archive {
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        if let Some(behind) = self.behind.take() {
+            let _ = behind.wait();
+        }
         match (&mut self.body, &mut self.open) {
             // Whoever opens the file next must find it at rest. An error was or will be told there.
             (Body::Plain(tail), Some(open)) => _ = tail.take_back(open),

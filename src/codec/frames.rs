@@ -75,17 +75,30 @@ impl<W: Write> Frames<W> {
     /// # Errors
     /// When writing failed, now or before.
     pub fn finish(mut self) -> io::Result<W> {
-        if !self.begun && self.gathered.is_empty() {
-            self.guarded(Self::end_frame)?;
-        }
-        self.flush()?;
-        if let Some(sum) = self.sum.take() {
-            self.out.write_all(&DEFLATE_END)?;
-            self.out.write_all(&sum.sum().to_le_bytes())?;
-            self.out.write_all(&sum.amount().to_le_bytes())?;
-            self.out.flush()?;
-        }
+        self.end()?;
         Ok(self.out)
+    }
+
+    /// The same, and what is written next begins another file, with the same threads and memory.
+    ///
+    /// # Errors
+    /// When writing failed, now or before.
+    pub fn end(&mut self) -> io::Result<()> {
+        self.guarded(|frames| {
+            if !frames.begun && frames.gathered.is_empty() {
+                frames.end_frame()?;
+            }
+            frames.drain()?;
+            if let Some(sum) = &mut frames.sum {
+                frames.out.write_all(&DEFLATE_END)?;
+                frames.out.write_all(&sum.sum().to_le_bytes())?;
+                frames.out.write_all(&sum.amount().to_le_bytes())?;
+                frames.out.flush()?;
+                *sum = Crc::new();
+            }
+            frames.begun = false;
+            Ok(())
+        })
     }
 
     fn guarded<T>(&mut self, act: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {

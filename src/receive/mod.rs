@@ -134,7 +134,7 @@ pub enum Event {
     SlotLost(SlotName),
     /// The slot was made.
     SlotMade(SlotName),
-    /// Nothing is held, and yet the slot was there already.
+    /// Nothing is held, and yet the slot was there already that is made where it is missing.
     SlotOlder {
         /// The slot.
         slot: SlotName,

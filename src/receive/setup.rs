@@ -275,7 +275,8 @@ impl Upstream {
             }
             tell(Event::PassedOver { slot, before: self.position, reason });
         }
-        if let (Standing::At(from), Some(name)) = (slot, options.slot.name()) {
+        // One that we would have made.
+        if let (Standing::At(from), Slot::Ensured(name)) = (slot, &options.slot) {
             tell(Event::SlotOlder { slot: name.clone(), from: *from });
         }
         Ok(slot.position().unwrap_or(self.position))

@@ -1,6 +1,7 @@
 //! What can be read at the same time, and the threads that do it.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::mpsc;
 
@@ -10,8 +11,9 @@ use super::walk::Walked;
 use super::{VerifyError, VerifyEvent};
 use crate::repository::{Repository, Seal};
 
-/// More threads than this would wait for the disk.
-const MAX_THREADS: usize = 8;
+/// Threads that read, whatever the number of cores: each waits for the disk between two reads, and it takes so many
+/// to keep a disk busy.
+pub(super) const THREADS: usize = 8;
 
 /// The thread panicked that was to do it, and that has been passed on.
 pub(super) const NOT_READ: &str = "it was not read";
@@ -66,13 +68,10 @@ impl Outcomes {
     }
 }
 
-/// As many as the machine has cores, within reason.
-pub(super) fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(MAX_THREADS)
-}
-
 /// Reads the sealed backups and the pieces of the archive, with so many threads. Of backups the files are read, and
-/// of the first so many the WAL. Memory does not grow with what is read: each thread has its buffers.
+/// of the first so many the WAL. Memory does not grow with what is read: each thread has its buffers. Those of a
+/// backup's files are large, and they are decoded by threads of their own: of these as many are read at the same time
+/// as there are cores.
 pub(super) fn run(
     repository: &Repository,
     (seals, with_wal): (&[&Seal], usize),
@@ -83,14 +82,17 @@ pub(super) fn run(
     // The files first, for one of them may take longer than all the rest.
     let of_files = (0..seals.len()).map(Job::Files);
     let pieces = plan.into_iter().flat_map(Plan::pieces).map(|(timeline, piece)| Job::Piece(timeline, piece));
-    let jobs: Vec<Job> = of_files.chain((0..with_wal).map(Job::Wal)).chain(pieces).collect();
-    let waiting = Mutex::new(jobs.iter().copied());
+    let of_wal: Vec<Job> = (0..with_wal).map(Job::Wal).chain(pieces).collect();
+    let count = seals.len().saturating_add(of_wal.len());
+    let (of_files, of_wal) = (Mutex::new(of_files), Mutex::new(of_wal.into_iter()));
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let files = |seal: &Seal, tell: &dyn Fn(VerifyEvent)| Outcome::Files(backup::files(repository, seal, tell));
     let (sender, said) = mpsc::sync_channel(1024);
-    let work = |sender: mpsc::SyncSender<Said>| {
+    let work = |number: usize, sender: mpsc::SyncSender<Said>| {
         // Nobody listens any more only when the listener panics.
         let tell = |event| _ = sender.send(Said::Event(event));
-        while let Some(job) = waiting.lock().ok().and_then(|mut waiting| waiting.next()) {
+        let next_files = || if number < cores { of_files.lock().ok()?.next() } else { None };
+        while let Some(job) = next_files().or_else(|| of_wal.lock().ok()?.next()) {
             let seal = |number: usize| seals.get(number).copied();
             let outcome = match job {
                 Job::Files(number) => seal(number).map(|seal| files(seal, &tell)),
@@ -105,10 +107,10 @@ pub(super) fn run(
         }
     };
     std::thread::scope(|scope| {
-        for number in 0..threads.min(jobs.len()) {
+        for number in 0..threads.min(count) {
             let (work, sender) = (&work, sender.clone());
             let thread = std::thread::Builder::new().name(format!("verify {number}"));
-            thread.spawn_scoped(scope, move || work(sender)).map_err(VerifyError::Thread)?;
+            thread.spawn_scoped(scope, move || work(number, sender)).map_err(VerifyError::Thread)?;
         }
         drop(sender);
         let mut outcomes = Outcomes::default();

@@ -84,7 +84,7 @@ pub fn verify(
     which: Option<BackupId>,
     tell: &mut impl FnMut(VerifyEvent),
 ) -> Result<Report, VerifyError> {
-    verify_cut(repository, which, Cut { threads: jobs::threads(), piece: None, patience: BETWEEN_LOOKS }, tell)
+    verify_cut(repository, which, Cut { threads: jobs::THREADS, piece: None, patience: BETWEEN_LOOKS }, tell)
 }
 
 fn verify_cut(

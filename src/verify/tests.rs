@@ -29,7 +29,7 @@ impl Scene {
     }
 
     fn verify(&self, which: Option<BackupId>) -> Report {
-        let cut = Cut { threads: jobs::threads(), piece: None, patience: Duration::ZERO };
+        let cut = Cut { threads: jobs::THREADS, piece: None, patience: Duration::ZERO };
         verify_cut(&self.repository, which, cut, &mut |_| {}).unwrap()
     }
 

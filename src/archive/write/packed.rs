@@ -3,15 +3,18 @@
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::thread::available_parallelism;
+use std::thread::{self, JoinHandle, available_parallelism};
 
-use super::Open;
+use super::tail::Last;
+use super::{Durable, Open, gone};
 use crate::codec::{Frames, Packer, Packing};
 use crate::disk::DiskError;
-use crate::wal::Lsn;
+use crate::wal::{Lsn, Segment};
 
 /// Compressed bytes that gather before they are written.
 const GATHERED: usize = 256 << 10;
+/// Compressed bytes of a segment that is not open yet.
+const AHEAD: usize = 1 << 20;
 /// What one thread compresses at a time, where several do.
 const PIECE: NonZeroUsize = NonZeroUsize::new(1 << 20).unwrap();
 /// Threads that compress, at most. Each holds up to four pieces.
@@ -33,6 +36,8 @@ pub(super) struct Packed {
     shape: Shape,
     /// `None` at the beginning of a file.
     engine: Option<Engine>,
+    /// What the next file can be made with.
+    idle: Option<Box<Frames<Vec<u8>>>>,
     ready: Vec<u8>,
     /// Where in the file `ready` belongs.
     offset: u64,
@@ -89,17 +94,25 @@ impl Engine {
         Ok(())
     }
 
-    fn finish(self) -> io::Result<Vec<u8>> {
+    /// Makes the rest ready. What is left can make another file.
+    fn end(self, ready: &mut Vec<u8>) -> io::Result<Option<Box<Frames<Vec<u8>>>>> {
         match self {
-            Self::Frame(packer) => packer.finish(),
-            Self::Pieces(frames) => frames.finish(),
+            Self::Frame(packer) => {
+                ready.append(&mut packer.finish()?);
+                Ok(None)
+            }
+            Self::Pieces(mut frames) => {
+                frames.end()?;
+                ready.append(frames.out());
+                Ok(Some(frames))
+            }
         }
     }
 }
 
 impl Packed {
     pub(super) const fn new(packing: Packing, shape: Shape, start: Lsn) -> Self {
-        Self { packing, shape, engine: None, ready: Vec::new(), offset: 0, at: start, written: start }
+        Self { packing, shape, engine: None, idle: None, ready: Vec::new(), offset: 0, at: start, written: start }
     }
 
     pub(super) const fn packing(&self) -> Packing {
@@ -108,19 +121,36 @@ impl Packed {
 
     /// The next segment begins at `start`, in another file.
     pub(super) fn begin(&mut self, start: Lsn) {
-        *self = Self::new(self.packing, self.shape, start);
+        *self = Self { idle: self.idle.take(), ..Self::new(self.packing, self.shape, start) };
     }
 
     /// Takes bytes in, and writes what has gathered when that is much.
     pub(super) fn push(&mut self, bytes: &[u8], open: &mut Open) -> Result<(), DiskError> {
-        let wrong = wrong(&open.path);
+        self.take(bytes, &open.path)?;
+        if self.ready.len() >= GATHERED { self.write(open) } else { Ok(()) }
+    }
+
+    /// Takes bytes in of a segment that is not open yet; false if there are too many already.
+    pub(super) fn gather(&mut self, bytes: &[u8]) -> Result<bool, DiskError> {
+        let room = self.ready.len() < AHEAD;
+        if room {
+            self.take(bytes, Path::new("the segment that comes next"))?;
+        }
+        Ok(room)
+    }
+
+    fn take(&mut self, bytes: &[u8], path: &Path) -> Result<(), DiskError> {
+        let wrong = wrong(path);
         let engine = match &mut self.engine {
             Some(engine) => engine,
-            none => none.insert(Engine::start(self.packing, self.shape).map_err(wrong)?),
+            none => none.insert(match self.idle.take() {
+                Some(frames) => Engine::Pieces(frames),
+                None => Engine::start(self.packing, self.shape).map_err(wrong)?,
+            }),
         };
         engine.write(bytes, &mut self.ready).map_err(wrong)?;
         self.at = self.at.saturating_add(bytes.len() as u64);
-        if self.ready.len() >= GATHERED { self.write(open) } else { Ok(()) }
+        Ok(())
     }
 
     /// Writes all that was taken in, so that it decodes.
@@ -136,11 +166,30 @@ impl Packed {
     /// Ends the file: it is a whole one.
     pub(super) fn end(&mut self, open: &mut Open) -> Result<(), DiskError> {
         if let Some(engine) = self.engine.take() {
-            self.ready.append(&mut engine.finish().map_err(wrong(&open.path))?);
+            self.idle = engine.end(&mut self.ready).map_err(wrong(&open.path))?;
             self.write(open)?;
         }
         self.written = self.at;
         Ok(())
+    }
+
+    /// Ends the file, and lets it be written and the segment be completed while the next one is taken in.
+    pub(super) fn complete(&mut self, mut open: Open, last: Last) -> Result<Completing, DiskError> {
+        if let Some(engine) = self.engine.take() {
+            self.idle = engine.end(&mut self.ready).map_err(wrong(&open.path))?;
+        }
+        let (mut file, offset, ready) = (open.take_file()?, self.offset, std::mem::take(&mut self.ready));
+        let work = move || {
+            file.write_at(offset, &ready)?;
+            last.complete(file)
+        };
+        let thread = thread::Builder::new().name("complete".into()).spawn(work);
+        thread.map(Completing).map_err(|e| DiskError::new("complete", &open.path, e))
+    }
+
+    /// Whether it is made on several threads, and the last of them need not be waited for.
+    pub(super) const fn in_pieces(&self) -> bool {
+        matches!(self.shape, Shape::Pieces)
     }
 
     fn write(&mut self, open: &mut Open) -> Result<(), DiskError> {
@@ -150,6 +199,17 @@ impl Packed {
         self.offset += self.ready.len() as u64;
         self.ready.clear();
         Ok(())
+    }
+}
+
+/// A segment that is being completed. No other is open until that is done, so that there is one partial at a time.
+#[derive(Debug)]
+pub(super) struct Completing(JoinHandle<Result<(Segment, Durable), DiskError>>);
+
+impl Completing {
+    /// Waits until it is.
+    pub(super) fn wait(self) -> Result<(Segment, Durable), DiskError> {
+        self.0.join().unwrap_or_else(|_| Err(gone(Path::new("the segment before"))))
     }
 }
 

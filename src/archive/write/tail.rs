@@ -90,7 +90,7 @@ impl Job {
         let written = self.file.write_at(self.offset, bytes);
         let result = written.and_then(|()| match self.last {
             None => Ok(Outcome::Written(self.file)),
-            Some(last) => last.complete(self.file),
+            Some(last) => last.complete(self.file).map(|(segment, durable)| Outcome::Complete(segment, durable)),
         });
         Done { buffer: self.buffer, result }
     }
@@ -98,11 +98,11 @@ impl Job {
 
 impl Last {
     /// Syncs the data, then the name, then the directory.
-    fn complete(self, file: Box<dyn File>) -> Result<Outcome, DiskError> {
+    pub(super) fn complete(self, file: Box<dyn File>) -> Result<(Segment, Durable), DiskError> {
         let (file, data) = file.sync()?;
         drop(file);
         let entry = self.archive.give_final_name(self.segment, &self.from, &self.to)?;
-        Ok(Outcome::Complete(self.segment, Durable::new(self.segment.end_pos(), &data, &entry)))
+        Ok((self.segment, Durable::new(self.segment.end_pos(), &data, &entry)))
     }
 }
 

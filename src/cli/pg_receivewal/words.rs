@@ -214,8 +214,9 @@ impl<'a> Teller<'a> {
             }
             Event::GotOn(time) => line(&format!("the storage answers again, after {:.0} seconds", time.as_secs_f64())),
             Event::StillFull => warning("there is still no room for a segment; waiting for it"),
-            // As its users make them.
-            Event::SlotOlder { .. } => {}
+            Event::SlotOlder { from, .. } => {
+                line(&format!("the replication slot exists already: receiving begins at {}", from.lsn()))
+            }
             Event::SlotMade(name) => line(&format!("created replication slot \"{name}\"")),
             Event::RemoteApply => {
                 warning("synchronous_commit is remote_apply: commits that wait for this receiver would wait for ever");
