@@ -292,7 +292,8 @@ pub fn packed(data: &[u8]) {
                 Err(_) => break false,
             }
         };
-        assert_eq!(read, whole);
-        assert!(!whole || pieces == unpacked);
+        // It refuses more: a stream may end before the length that it told, with an empty block.
+        assert!(whole || !read);
+        assert!(!read || pieces == unpacked);
     }
 }
