@@ -3,16 +3,20 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
 use walhold::connection::{Conninfo, Flags, Purpose, Session, StreamEnd, Surroundings};
 use walhold::wal::{Lsn, Pos, TimelineId};
 
 /// In the place of this a server says the random number that the client has sent.
 const NONCE: [u8; 24] = [b'N'; 24];
+/// How long it is waited for, in a time that passes when all wait.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Longer messages of the client are not waited for.
 const MOST_SENT: usize = 4096;
 
@@ -100,7 +104,8 @@ async fn serve(mut socket: UnixStream, script: &[u8]) -> std::io::Result<()> {
     if let Some(at) = script.windows(NONCE.len()).position(|window| window == NONCE) {
         socket.write_all(&script[..at]).await?;
         said = at;
-        if let Some(nonce) = heard_nonce(&mut socket).await? {
+        // A client that says none may wait for us.
+        if let Ok(Some(nonce)) = timeout(PATIENCE, heard_nonce(&mut socket)).await.unwrap_or(Ok(None)) {
             script[at..at + NONCE.len()].copy_from_slice(&nonce);
         }
     }

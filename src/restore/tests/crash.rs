@@ -285,6 +285,30 @@ fn p3_a_preparation_in_place_is_cut_off_anywhere() {
     filled_by_hand().is_cut_off_anywhere();
 }
 
+/// What the operator has copied there may still be in the page cache.
+#[test]
+fn p3_what_was_filled_by_hand_is_durable_before_it_can_be_started() {
+    let case = filled_by_hand();
+    let path = case.top.join("data/base/5/1260");
+    let disk = case.before.after(0);
+    disk.create(&path, 0o600).unwrap().write_at(0, &[6; 200_000]).unwrap();
+    let disk = disk.after(disk.operations());
+    case.run(&disk).unwrap();
+    let (made, whole) = (disk.operations(), case.tree(&disk));
+    let there = |tree: &Tree, name: &str| tree.contains_key(&case.top.join("data").join(name));
+    let mut ready = 0;
+    for (k, disk) in disk.prefixes().enumerate() {
+        for found in disk.crash_images(seed() ^ k as u64, images(8)) {
+            let tree = case.tree(&found);
+            if there(&tree, PG_CONTROL) && there(&tree, "backup_label") {
+                ready += 1;
+                assert!(tree == whole, "it can be started, and is not whole\n  {found:?}");
+            }
+        }
+    }
+    assert!(ready > 0 && made > 10, "{ready} {made}");
+}
+
 #[test]
 fn p3_a_restore_in_which_a_call_fails_leaves_nothing_that_starts() {
     fresh().starts_nothing_whatever_call_fails();
