@@ -103,6 +103,8 @@ fn restore_in_place<'a>(room: &'a Room, stage: &mut Stage<'a>, round: usize) {
     server.heed_settings();
     server.stop(Stop::Fast);
     server.start();
+    // A standby that is made of it would stay on the timeline that it was restored along.
+    server.rows("alter system reset recovery_target_timeline");
     stage.succeeded_by(server);
 }
 
