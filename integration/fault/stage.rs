@@ -290,5 +290,7 @@ impl<'a> Stage<'a> {
         backup(self.room, &self.repo, &self.primary).expect(0);
         let limits = ["--keep-last", "2", "--pending-older-than", "1s"];
         run(walhold(self.room, "expire").arg("--repo").arg(&self.repo).args(limits)).expect(0);
+        // Nothing of what has gone may look like a loss.
+        verify(self.room, &self.repo).expect(0);
     }
 }

@@ -21,7 +21,7 @@
 //! its WAL with `wal-get`, one process a file, which can hold no lock: its backup has to stay until it
 //! has recovered.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,7 +34,7 @@ use super::retention::{Plan, Policy, Undecided, plan};
 use super::{BackupId, NotUsable, Repository, RepositoryError, Seal, Which, locked, remove_if_there};
 use crate::archive::{ArchiveError, WalName};
 use crate::disk::{DiskError, EntryKind, Lock, Trouble};
-use crate::wal::Segment;
+use crate::wal::{Segment, TimelineId};
 
 /// The end of a folder's name when it is no backup any more.
 const EXPIRED: &str = ".expired";
@@ -245,21 +245,27 @@ impl Repository {
     }
 
     /// The files of all segments that go, oldest first. While a receiver runs, what is begun stays: it may
-    /// be what is being written, in a hole that is filled. It goes another time.
+    /// be what is being written, in a hole that is filled. It goes another time. The end of a timeline that was
+    /// left goes: alone, it would look like what is before a gap.
     fn names_taken(&self, plan: &Plan) -> Result<Vec<OsString>, ExpireError> {
         let receives = self.writer()?.is_some();
         let mut names = Vec::new();
+        let mut complete: HashMap<u64, TimelineId> = HashMap::new();
         for entry in self.disk.list(self.archive().dir())? {
             let name = entry.name.to_str().and_then(|name| WalName::parse(name, self.size));
-            if let Some(WalName::Segment { segment, partial, .. }) = name
-                && plan.takes(segment)
-                && !(partial && receives)
-            {
-                names.push(((segment.tli(), segment.no()), entry.name));
+            let Some(WalName::Segment { segment, partial, .. }) = name else { continue };
+            if !partial {
+                let newest = complete.entry(segment.no()).or_insert(TimelineId::FIRST);
+                *newest = segment.tli().max(*newest);
+            }
+            if plan.takes(segment) {
+                names.push(((segment.tli(), segment.no()), partial, entry.name));
             }
         }
+        let was_left = |(tli, no)| complete.get(&no).is_some_and(|newest| *newest > tli);
+        names.retain(|(segment, partial, _)| !(*partial && receives) || was_left(*segment));
         names.sort();
-        Ok(names.into_iter().map(|(_, name)| name).collect())
+        Ok(names.into_iter().map(|(_, _, name)| name).collect())
     }
 
     /// A gap that nothing is held before is none any more.
