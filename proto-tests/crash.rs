@@ -9,7 +9,7 @@
 //! | another receiver's partial | `p1_a_partial_is_replaced_*` | |
 //! | timeline switch | `p2_a_timeline_ends_*` | `each_call_fails` is of two timelines |
 //! | accepted gap | `p2_a_gap_is_noted_*` | |
-//! | compressed behind, live | `compress::p1_*` | `compress::p1_a_failed_*`, behind |
+//! | compressed behind, live, while catching up | `compress::p1_*` | `compress::p1_a_failed_*`, behind |
 //! | repository, backup's folder, seal, pending | `repository::*` | `repository::p3_whatever_*`, `a_full_disk_seals_nothing` |
 //! | backup: followed, streamed, incremental, by a command, to elsewhere; healed | `backup::p3_*` | `backup::p3_whatever_*` |
 //! | expire, again; keep, read | `expire::p4_*` | `expire::p4_a_failing_*` |

@@ -3,9 +3,9 @@
 use walhold::archive::{Archive, CompressError};
 use walhold::codec::{Codec, Method, Packing};
 use walhold::disk::simulated::{Call, Fault};
-use walhold::disk::{BLOCK, Disk, Simulated};
+use walhold::disk::{BLOCK, Disk, Simulated, Trouble};
 
-use super::world::{BULK, Dice, Judge, SIZE, START, Server, World, archive, dir, images, log, receive_as, seed};
+use super::world::{BULK, Dice, Judge, SIZE, START, Server, Way, World, archive, dir, images, log, receive_as, seed};
 use super::{EACH, GROUPED};
 
 const PACKINGS: [Method; 3] = Method::ALL;
@@ -103,7 +103,7 @@ fn p1_a_failed_compression_keeps_the_segment() {
 }
 
 fn live(packing: Option<Method>) {
-    receive_as(packing.map(Packing::from));
+    receive_as(packing.map_or(Way::Plain, |method| Way::Live(method.into())));
 }
 
 /// P1: what is reported decodes from what was synced.
@@ -135,5 +135,51 @@ fn p1_a_change_of_the_method_loses_nothing() {
         }
         world.cut_everywhere(&server, 2);
     }
-    receive_as(None);
+    receive_as(Way::Plain);
+}
+
+/// P1: a segment that the server has whole is compressed as it comes, and completed while the next one is; what comes
+/// behind it is plain.
+#[test]
+fn p1_a_receiver_that_compresses_while_it_catches_up_is_cut_off_anywhere() {
+    let mut packed = 0;
+    for (n, packing) in [Packing::FAST, Method::Lz4.into(), Packing::FAST].into_iter().enumerate() {
+        receive_as(Way::CatchingUp(packing));
+        let (server, mut world) = (Server::new(log()), World::new(BLOCK));
+        // What the writer has heard of the server's end, they decide.
+        let mut dice = Dice(seed() ^ n as u64);
+        world.receive(&server, START + 2 * SIZE + 70, if n == 0 { BULK } else { GROUPED }, &mut dice).unwrap();
+        world.receive(&server, u64::MAX, GROUPED, &mut dice).unwrap();
+        packed += names(&world.disk).iter().filter(|name| name.ends_with(packing.codec().suffix())).count();
+        world.cut_everywhere(&server, 2);
+    }
+    receive_as(Way::Plain);
+    assert!(packed > 1, "{packed}");
+}
+
+/// P1: the sync that fails may be that of the segment before, which is completed beside the one that comes.
+#[test]
+fn p1_a_failed_sync_is_final_for_a_receiver_that_catches_up() {
+    receive_as(Way::CatchingUp(Packing::FAST));
+    let server = Server::new(log());
+    let mut judge = Judge::new(&server);
+    for (n, call) in [(0, Call::Sync), (0, Call::SyncDir), (1, Call::Sync), (2, Call::Sync)] {
+        for nth in 1.. {
+            let mut world = World::new(BLOCK);
+            let before = world.disk.calls(call);
+            world.disk.fail(call, before + nth, Fault::Io);
+            let mut dice = Dice(seed() ^ n);
+            let ended = world.receive(&server, START + 2 * SIZE + 70, BULK, &mut dice);
+            let ended = ended.and_then(|()| world.receive(&server, u64::MAX, GROUPED, &mut dice));
+            if world.disk.calls(call) < before + nth {
+                ended.unwrap();
+                assert!(nth > 3, "{nth}");
+                break;
+            }
+            assert_eq!(ended.unwrap_err().trouble(), Some(Trouble::Failed), "{call:?} {nth}");
+            let acked = world.acked(world.disk.operations());
+            world.disk.crash_images(seed(), 1).for_each(|image| judge.must_recover(&image, acked));
+        }
+    }
+    receive_as(Way::Plain);
 }

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use walhold::archive::{Archive, ArchiveError, Durable, ResumeError, Resumption, Stopped, WalName, WriteError, Wrote};
+use walhold::archive::{
+    Archive, ArchiveError, Compressor, Durable, ResumeError, Resumption, Stopped, WalName, WriteError, Writer, Wrote,
+};
 use walhold::codec::{self, Codec, Packing};
 use walhold::disk::{Access, Disk, DiskError, Simulated, Trouble};
 use walhold::wal::{Chain, History, HistoryFile, Lsn, Pos, Seed, Segment, SegmentSize, TimelineId};
@@ -245,19 +247,35 @@ pub(crate) fn dir() -> PathBuf {
 }
 
 thread_local! {
-    static LIVE: Cell<Option<Packing>> = const { Cell::new(None) };
+    static WAY: Cell<Way> = const { Cell::new(Way::Plain) };
 }
 
-/// From here on this test's receivers write compressed, or plain.
-pub(crate) fn receive_as(packing: Option<Packing>) {
-    LIVE.set(packing);
+/// How a receiver writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    Plain,
+    /// As `pg_receivewal --compress` does.
+    Live(Packing),
+    /// Compressed what the server has whole, and plain what it has not.
+    CatchingUp(Packing),
+}
+
+/// From here on this test's receivers write so.
+pub(crate) fn receive_as(way: Way) {
+    WAY.set(way);
 }
 
 pub(crate) fn archive(disk: &Simulated) -> Archive {
     let archive = Archive::new(dir(), Arc::new(disk.clone()), size(), Some(SYSTEM), 0o600);
-    match LIVE.get() {
-        Some(packing) => archive.compressed_live(packing),
-        None => archive,
+    match WAY.get() {
+        Way::Plain => archive,
+        Way::Live(packing) => archive.compressed_live(packing),
+        Way::CatchingUp(packing) => {
+            let compressor = Compressor::start(&archive, packing, |_| {}).unwrap();
+            // What is left plain stays so.
+            compressor.abandon();
+            archive.compressed_by(&compressor)
+        }
     }
 }
 
@@ -394,27 +412,35 @@ pub(crate) fn append(
         let bytes = &log[(from - START) as usize..(to - START) as usize];
         // Whether the server has more than this, the writer hears now and then.
         writer.expect(Lsn::new(if dice.below(2) == 0 { upto } else { to }));
-        writer.append(bytes, &mut |wrote| {
+        let appended = writer.append(bytes, &mut |wrote| {
             if let Wrote::Complete(_, durable) = wrote {
                 acks.push(Ack { operations: disk.operations(), pos: durable.pos() });
             }
-        })?;
+        });
+        if let Err(e) = appended {
+            if let WriteError::Archive(_) = e {
+                assert_stays_failed(&mut writer);
+            }
+            return Err(e.into());
+        }
         appends += 1;
         if appends % pace.settle == 0 || to == upto {
-            writer.complete_behind(&mut |wrote| {
+            let behind = writer.complete_behind(&mut |wrote| {
                 if let Wrote::Complete(_, durable) = wrote {
                     acks.push(Ack { operations: disk.operations(), pos: durable.pos() });
                 }
-            })?;
+            });
+            if let Err(e) = behind {
+                assert_stays_failed(&mut writer);
+                return Err(e.into());
+            }
             if pace.slow && pauses < 2 {
                 std::thread::sleep(Duration::from_millis(550));
                 pauses += 1;
             }
             settled = match writer.settle() {
                 Err(e) => {
-                    // A sync that failed is not to be had by asking again.
-                    let again = writer.settle();
-                    assert!(!matches!(again, Ok(Some(_))), "durable after a failed sync: {again:?}");
+                    assert_stays_failed(&mut writer);
                     return Err(e.into());
                 }
                 Ok(settled) => settled,
@@ -430,6 +456,12 @@ pub(crate) fn append(
         Some(durable) if durable.pos().lsn().get() != upto => Err(Failed::End(settled)),
         _ => Ok(()),
     }
+}
+
+/// A sync that failed is not to be had by asking again.
+fn assert_stays_failed(writer: &mut Writer) {
+    let again = writer.settle();
+    assert!(!matches!(again, Ok(Some(_))), "durable after a failed sync: {again:?}");
 }
 
 /// Names and contents of a folder.

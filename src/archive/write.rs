@@ -287,8 +287,10 @@ impl Writer {
     /// # Errors
     /// After any error the writer must be dropped. A failed sync is final.
     pub fn complete_behind(&mut self, told: &mut impl FnMut(Wrote)) -> Result<(), WriteError> {
-        if let Some(behind) = self.behind.take() {
+        if let Some(behind) = &mut self.behind {
+            // Where that failed it stays, and fails again.
             let (segment, durable) = behind.wait()?;
+            self.behind = None;
             told(Wrote::Complete(segment, durable));
         } else if let Body::Plain(tail) = &mut self.body
             && let Some((segment, durable)) = tail.completed()?
@@ -613,7 +615,7 @@ impl Archive {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if let Some(behind) = self.behind.take() {
+        if let Some(behind) = &mut self.behind {
             let _ = behind.wait();
         }
         match (&mut self.body, &mut self.open) {

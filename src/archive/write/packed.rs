@@ -184,7 +184,7 @@ impl Packed {
             last.complete(file)
         };
         let thread = thread::Builder::new().name("complete".into()).spawn(work);
-        thread.map(Completing).map_err(|e| DiskError::new("complete", &open.path, e))
+        thread.map(|thread| Completing(Some(thread))).map_err(|e| DiskError::new("complete", &open.path, e))
     }
 
     /// Whether it is made on several threads, and the last of them need not be waited for.
@@ -204,12 +204,13 @@ impl Packed {
 
 /// A segment that is being completed. No other is open until that is done, so that there is one partial at a time.
 #[derive(Debug)]
-pub(super) struct Completing(JoinHandle<Result<(Segment, Durable), DiskError>>);
+pub(super) struct Completing(Option<JoinHandle<Result<(Segment, Durable), DiskError>>>);
 
 impl Completing {
-    /// Waits until it is.
-    pub(super) fn wait(self) -> Result<(Segment, Durable), DiskError> {
-        self.0.join().unwrap_or_else(|_| Err(gone(Path::new("the segment before"))))
+    /// Waits until it is; to be asked once more only where it could not be.
+    pub(super) fn wait(&mut self) -> Result<(Segment, Durable), DiskError> {
+        let done = self.0.take().and_then(|thread| thread.join().ok());
+        done.unwrap_or_else(|| Err(gone(Path::new("the segment before"))))
     }
 }
 
