@@ -56,7 +56,9 @@ pub(crate) fn gap(room: &Room) -> Outcome {
     primary.rows("select pg_drop_replication_slot('walhold')");
     recycle(&primary, held);
     let before = contents(&repo.join("wal"));
-    let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &primary.conninfo()]));
+    // A segment that the one before left plain would be compressed meanwhile.
+    let arguments = ["-d", &primary.conninfo(), "-Z", "none"];
+    let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(arguments));
     said.refused(3, &[&held.to_string()]).says("walhold backup");
     assert_eq!(contents(&repo.join("wal")), before, "a refused receiver wrote");
     Ok(())
