@@ -353,6 +353,7 @@ impl Writer {
         if let Err(broken) = checked {
             // The bytes are kept for whoever looks into it; they are not called durable. A disk that
             // does not take them is the worse trouble: nobody may go on after a failed sync.
+            self.complete_behind(told)?;
             let _kept = self.settle()?;
             return Err(WriteError::Broken { tli: self.tli, broken });
         }

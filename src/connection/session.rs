@@ -1,11 +1,13 @@
 //! A connection that the server has accepted: each command as a call, a WAL stream, a base backup.
 
-use std::io::Read;
+use std::future::ready;
+use std::io::{self, Read};
 use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use postgres_protocol::message::frontend::{self, CopyData};
+use tokio::select;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -526,10 +528,7 @@ impl Session {
             }
             match self.wire.buffered()? {
                 Some(frame) => self.feed_backup(Reply::decode(frame)?)?,
-                None => {
-                    thread::sleep(GATHER);
-                    self.wire.fill().await.map_err(Error::Lost)?
-                }
+                None => self.gather().await.map_err(Error::Lost)?,
             }
         }
     }
@@ -539,6 +538,17 @@ impl Session {
         frontend::terminate(self.wire.outbox());
         // The server may be gone already, or not be listening: nothing depends on it.
         let _ = timeout(FAREWELL, self.wire.flush()).await;
+    }
+
+    /// Reads what is there; where nothing is, more than the first of what comes.
+    async fn gather(&mut self) -> io::Result<()> {
+        select! {
+            biased;
+            filled = self.wire.fill() => return filled,
+            () = ready(()) => {}
+        }
+        thread::sleep(GATHER);
+        self.wire.fill().await
     }
 
     fn feed_backup(&mut self, reply: Reply) -> Result<(), Error> {
