@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::backup::{backup, restored, verify};
 use crate::cluster::{Cluster, Lsn, Setup, Stop};
 use crate::load::Load;
-use crate::program::{Running, receive, run, walhold};
+use crate::program::{Ended, Running, receive, run, walhold};
 use crate::room::{Outcome, Room, SOON, wait_until};
 use crate::stock::{assert_contiguous, plain_copy, waldump};
 
@@ -56,9 +56,7 @@ pub(crate) fn gap(room: &Room) -> Outcome {
     primary.rows("select pg_drop_replication_slot('walhold')");
     recycle(&primary, held);
     let before = contents(&repo.join("wal"));
-    // A segment that the one before left plain would be compressed meanwhile.
-    let arguments = ["-d", &primary.conninfo(), "-Z", "none"];
-    let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(arguments));
+    let said = receive_as_it_is(room, &primary, &repo);
     said.refused(3, &[&held.to_string()]).says("walhold backup");
     assert_eq!(contents(&repo.join("wal")), before, "a refused receiver wrote");
     Ok(())
@@ -206,7 +204,7 @@ pub(crate) fn diverged_clone(room: &Room) -> Outcome {
         clone.rows("insert into mine select i from generate_series(1, 1000) i");
     }
     let before = contents(&repo.join("wal"));
-    let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &clone.conninfo()]));
+    let said = receive_as_it_is(room, &clone, &repo);
     said.refused(3, &[]);
     assert_eq!(contents(&repo.join("wal")), before, "a refused receiver wrote");
     Ok(())
@@ -227,7 +225,7 @@ pub(crate) fn primary_behind(room: &Room) -> Outcome {
     assert!(old.flushed() < held);
     old.rows("select pg_create_physical_replication_slot('walhold', true)");
     let before = contents(&repo.join("wal"));
-    let said = run(walhold(room, "receive").arg("--repo").arg(&repo).args(["-d", &old.conninfo()]));
+    let said = receive_as_it_is(room, &old, &repo);
     said.refused(3, &[&held.to_string()]);
     assert_eq!(contents(&repo.join("wal")), before, "a refused receiver wrote");
     Ok(())
@@ -252,6 +250,11 @@ pub(crate) fn standby_behind(room: &Room) -> Outcome {
     receiver.terminate().expect(0);
     assert_contiguous(&repo.join("wal"));
     waldump(room, &plain_copy(room, &repo.join("wal"), "plain"), end)
+}
+
+/// Receives and leaves plain what a receiver before has not yet compressed.
+fn receive_as_it_is(room: &Room, server: &Cluster<'_>, repo: &Path) -> Ended {
+    run(walhold(room, "receive").arg("--repo").arg(repo).args(["-d", &server.conninfo(), "-Z", "none"]))
 }
 
 /// Streams a little of a server, and stops; up to where.
